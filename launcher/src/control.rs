@@ -39,6 +39,14 @@ pub enum ControlError {
         /// The cause.
         source: io::Error,
     },
+    /// Whether a process listens on the socket cannot be determined.
+    #[error("cannot connect to the control socket {path}: {source}")]
+    Unreachable {
+        /// The socket.
+        path: HostPath,
+        /// The cause.
+        source: io::Error,
+    },
     /// A process listens, but does not respond in time.
     #[error("the control socket {path} accepts connections but does not answer: {source}")]
     NoAnswer {

@@ -4,6 +4,7 @@
 use crate::spec::{Interface, InterfaceType, MachineSpec, StoreDisk};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 
 /// The file in a state directory that makes the machine a clone.
 pub const CLONE_FILE: &str = "clone.json";
@@ -67,11 +68,17 @@ fn give_addresses(spec: &mut MachineSpec, originals: [&String; 2], name: &str) {
     if spec.vsock.cid.is_some() {
         spec.vsock.cid = Some(vsock_cid(name));
     }
+    let mut used = HashSet::new();
     for interface in &mut spec.interfaces {
         interface.mac = mac_of_clone(interface, originals, name);
         // The other names are those of the host's interfaces.
         if interface.interface_type != InterfaceType::User {
-            interface.id = id_of_clone(&interface.id, originals, name);
+            let former = std::mem::take(&mut interface.id);
+            // Two names can differ only in the name of the original that they end with.
+            interface.id = Some(id_of_clone(&former, originals, name))
+                .filter(|id| !used.contains(id))
+                .unwrap_or_else(|| hashed_id(network_of(&former), &former, name));
+            used.insert(interface.id.clone());
         }
     }
 }
@@ -114,18 +121,30 @@ fn mac_of_clone(interface: &Interface, originals: [&String; 2], name: &str) -> S
 
 /// Keeps the beginning of the name, by which the host's network configuration recognises it, such as `vm-` or `lan-`.
 fn id_of_clone(id: &str, originals: [&String; 2], name: &str) -> String {
-    if let Some(prefix) = originals.iter().find_map(|original| id.strip_suffix(original.as_str()))
+    // Without a separator, the name ends with that of the original by chance.
+    let prefix = originals.iter().find_map(|original| id.strip_suffix(original.as_str()));
+    if let Some(prefix) = prefix.filter(|prefix| prefix.is_empty() || prefix.ends_with('-'))
         && prefix.len() + name.len() <= MAX_INTERFACE_NAME
     {
         return format!("{prefix}{name}");
     }
-    let letters = id.chars().take_while(char::is_ascii_alphabetic).count();
-    let network = id.split_once('-').map_or(&id[..letters], |(network, _)| network);
+    let network = network_of(id);
     let is_of = |original: &&String| id == format!("{network}-{original}") || id == tap_name(network, original);
     let is_of_network = originals.iter().any(is_of);
     if is_of_network && network.len() + 1 + MIN_DIGITS <= MAX_INTERFACE_NAME {
         return tap_name(network, name);
     }
+    hashed_id(network, id, name)
+}
+
+/// Returns the beginning of a name, by which the host recognises it.
+fn network_of(id: &str) -> &str {
+    let letters = id.chars().take_while(char::is_ascii_alphabetic).count();
+    id.split_once('-').map_or(&id[..letters], |(network, _)| network)
+}
+
+/// Returns a name that differs for each former name and each machine.
+fn hashed_id(network: &str, id: &str, name: &str) -> String {
     let network: String = network.chars().take(MAX_INTERFACE_NAME - MIN_DIGITS - 1).collect();
     let digits = hash("tap", &[id, name]);
     format!("{network}-{}", &digits[..MAX_INTERFACE_NAME - network.len() - 1])
@@ -190,6 +209,31 @@ mod tests {
         assert_eq!(ids[..3], ["vm-worker-1", "lan-worker-1", "net-worker-1"]);
         assert_eq!(clone.interfaces[1].mac, mac_address("lan", "worker-1"));
         assert_eq!(clone.interfaces[2].mac, mac_address("net", "worker-1"));
+    }
+
+    #[test]
+    fn two_interfaces_of_a_clone_never_get_the_same_name_and_a_name_changes_only_at_a_separator() {
+        let interfaces =
+            ["vm-prod", "vm-web", "vm-data"].map(|id| json!({"type": "tap", "id": id, "mac": "02:00:00:00:00:01"}));
+        let document =
+            json!({"version": 1, "name": "web", "kernel": "vmlinux", "machineId": null, "interfaces": interfaces});
+        let mut origin = CloneOrigin {
+            record: CloneRecord { version: CLONE_VERSION, clone_of: "prod".to_owned() },
+            document: serde_json::from_value(document).unwrap(),
+        };
+        let ids = |origin: &CloneOrigin| {
+            let clone = origin.spec_of("worker");
+            clone.interfaces.into_iter().map(|interface| interface.id).collect::<Vec<_>>()
+        };
+        let found = ids(&origin);
+        assert_eq!(found[0], "vm-worker");
+        let distinct: HashSet<_> = found.iter().collect();
+        assert_eq!(distinct.len(), 3, "{found:?}");
+        assert!(found[1].starts_with("vm-") && found[2].starts_with("vm-"), "{found:?}");
+        origin.record.clone_of = "a".to_owned();
+        let found = ids(&origin);
+        assert_eq!(found[1], "vm-worker");
+        assert!(!found.iter().any(|id| id == "vm-datworker"), "{found:?}");
     }
 
     #[test]

@@ -13,13 +13,14 @@
 
 use crate::launch::{ClosureView, VIEW};
 use crate::path::HostPath;
+use crate::sockets::connect_to;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::libc::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, getsockopt, listen, socket, sockopt::PeerCredentials,
+    AddressFamily, Backlog, SockFlag, SockType, getsockopt, listen, socket, sockopt::PeerCredentials,
 };
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
@@ -32,7 +33,7 @@ use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -386,7 +387,7 @@ pub fn request(view: &ClosureView, working_directory: &HostPath, paths: &[String
     }
     let control = view.control.below(working_directory);
     let failed = |source| ViewError::Control { path: control.clone(), source };
-    let mut stream = connected(&control).map_err(failed)?;
+    let mut stream = connect_to(control.as_path()).map_err(failed)?;
     let text: String = paths.iter().map(|path| format!("{path}\n")).collect();
     let mut answer = String::new();
     let exchanged = stream
@@ -407,18 +408,11 @@ pub fn request(view: &ClosureView, working_directory: &HostPath, paths: &[String
 pub fn open_root(view: &ClosureView, working_directory: &HostPath) -> Result<OwnedFd, ViewError> {
     let control = view.control.below(working_directory);
     let opened = || {
-        let peer = getsockopt(&connected(&control)?, PeerCredentials)?;
+        let peer = getsockopt(&connect_to(control.as_path())?, PeerCredentials)?;
         let root = PathBuf::from(format!("/proc/{}/root{VIEW}", peer.pid()));
         Ok(open_directory(&root)?)
     };
     opened().map_err(|source| ViewError::Control { path: control.clone(), source })
-}
-
-fn connected(control: &HostPath) -> io::Result<UnixStream> {
-    let place = Place::nofollow(control.as_path())?;
-    let made = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    connect(made.as_raw_fd(), &UnixAddr::new(&place.descriptor_path())?)?;
-    Ok(made.into())
 }
 
 /// Root needs only a mount namespace. Other users become root of a user namespace, in which only they exist.

@@ -84,8 +84,9 @@ struct Listener {
 /// Returns all listening sockets of this network namespace. A kernel without sock_diag reports no inodes.
 fn listeners() -> Vec<Listener> {
     diagnosis::listeners().unwrap_or_else(|_| {
-        let list = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-        list.lines().skip(1).filter_map(listed).collect()
+        // Any user can bind a name that is not UTF-8.
+        let list = fs::read("/proc/net/unix").unwrap_or_default();
+        list.split(|byte| *byte == b'\n').skip(1).filter_map(|line| listed(&String::from_utf8_lossy(line))).collect()
     })
 }
 
@@ -112,14 +113,15 @@ fn split_entry(line: &str) -> (Vec<&str>, &str) {
 }
 
 fn connects(path: &Path) -> bool {
-    if UnixStream::connect(path).is_ok() {
+    let Ok(found) = look(path) else { return false };
+    let path = descriptor_path(&found);
+    if UnixStream::connect(&path).is_ok() {
         return true;
     }
     // crosvm's socket is of another type.
-    let Ok(address) = UnixAddr::new(path) else { return false };
+    let Ok(address) = UnixAddr::new(&path) else { return false };
     let opened = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None);
-    opened
-        .is_ok_and(|descriptor| connect(descriptor.as_raw_fd(), &address) != Err(Errno::ECONNREFUSED) && path.exists())
+    opened.is_ok_and(|descriptor| connect(descriptor.as_raw_fd(), &address) != Err(Errno::ECONNREFUSED))
 }
 
 /// Removes a stale socket. Never removes one on which a process listens.
@@ -288,6 +290,19 @@ mod tests {
         daemon.wait().unwrap();
         assert_eq!(served, [true, false]);
         assert!(!is_served(&directory.path().join("a/fs.sock")));
+    }
+
+    #[test]
+    fn a_connection_does_not_follow_a_symbolic_link_to_a_socket_of_another_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, link) = (directory.path().join("other.sock"), directory.path().join("web.sock"));
+        let listener = UnixListener::bind(&path).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(connects(&path));
+        assert!(!connects(&link) && !is_listening(&link));
+        connect_to(&path).unwrap();
+        assert_eq!(connect_to(&link).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        drop(listener);
     }
 
     #[test]

@@ -45,7 +45,7 @@ fn owner_remedy(image: &HostPath, lock: &Path, error: &io::Error) -> String {
     }
     let (user, group) = (user.as_raw(), rustix::process::getegid().as_raw());
     let files = [image.as_str(), &lock.to_string_lossy()].map(quote).join(" ");
-    format!("; the machine runs as user {user}, so run: chown {user}:{group} {files}")
+    format!("; the machine runs as user {user}, so run as root: chown {user}:{group} {files}")
 }
 
 /// Why a volume is not ready.
@@ -103,8 +103,8 @@ pub enum VolumeError {
     },
     /// The host uses the block device.
     #[error(
-        "volume {0}: this host uses the block device: it is mounted, or belongs to LVM, a RAID or another device that is in use; \
-         a machine that writes to a volume must be the only one that uses it, so unmount it or stop that use first"
+        "volume {0}: this host uses the block device: it is mounted, belongs to LVM or a RAID, or another machine has it; \
+         only one may use a volume at a time"
     )]
     Claimed(HostPath),
     /// The lock file cannot be used.

@@ -189,7 +189,7 @@ foreign_volume() {
   via crm_resource --resource web --meta --delete-parameter target-role >/dev/null
   # Pacemaker keeps only the beginning of a reason.
   wait_for 180 "the refused start" is_refused "web has not started: volume /shared/var.img cannot be locked: /shared/var.img.lock: Permission denied"
-  wait_for 60 "the remedy in a journal" is_in_journal "the machine runs as user ${owner%:*}, so run: chown $owner /shared/var.img /shared/var.img.lock"
+  wait_for 60 "the remedy in a journal" is_in_journal "the machine runs as user ${owner%:*}, so run as root: chown $owner /shared/var.img /shared/var.img.lock"
   chown "$owner" "$RIG"/shared/var.img{,.lock}
   via crm_resource --resource web --cleanup >/dev/null
   settle

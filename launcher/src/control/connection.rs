@@ -87,7 +87,11 @@ fn open_socket(controller: &Controller, kind: SockType) -> Result<OwnedFd, Contr
     connected(controller, kind).map_err(|source| match source.kind() {
         // connect(2) blocks while the other side does not accept connections: unix(7).
         io::ErrorKind::WouldBlock => controller.no_answer(too_late()),
-        _ => ControlError::NotListening { path: controller.path.clone(), source },
+        // Only these show that the process has ended. Without a free descriptor, for example, nothing is known about it.
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused => {
+            ControlError::NotListening { path: controller.path.clone(), source }
+        }
+        _ => ControlError::Unreachable { path: controller.path.clone(), source },
     })
 }
 

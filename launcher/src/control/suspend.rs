@@ -7,11 +7,14 @@ use super::qmp::Session;
 use super::{ControlError, Controller};
 use crate::launch::{ControlProtocol, HttpRequest, SAVED_FILE, SAVED_MEMORY, crosvm_directory};
 use crate::path::HostPath;
+use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
 use nix::unistd::geteuid;
-use program::place::Place;
+use program::place::{MAX_READ_BYTES, Place};
 use program::user::Identity;
 use serde_json::{Value, json};
 use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -24,6 +27,8 @@ const FILE_NAME: &str = "saved-machine";
 const FILE_SET: u32 = 7;
 /// The file in which cloud-hypervisor saves the configuration of a machine.
 const SAVED_CONFIGURATION: &str = "config.json";
+/// Only the machine's user may read what is in a machine's memory.
+const SAVED_MODE: u32 = 0o600;
 /// The migration capability with which each page has a fixed place in the file (since 9.0).
 const MAPPED_RAM: &str = "mapped-ram";
 
@@ -214,28 +219,37 @@ fn rename_saved(directory: &HostPath, configuration: &Value) -> Result<(), Contr
     let path = HostPath::from(SAVED_CONFIGURATION).below(directory);
     let failed = |reason: String| ControlError::SavedConfiguration { path: path.clone(), reason };
     let place = Place::nofollow(path.as_path()).map_err(|error| failed(error.to_string()))?;
-    let (text, stat) = place
-        .stat()
-        .and_then(|stat| Ok(place.read()?.map(|(text, _)| text).zip(stat)))
-        .map_err(|error| failed(error.to_string()))?
-        .ok_or_else(|| failed("it is missing".to_owned()))?;
+    let (text, owner) = read_saved(&place).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => failed("it is missing".to_owned()),
+        _ => failed(error.to_string()),
+    })?;
     let saved = serde_json::from_slice(&text).map_err(|error| failed(error.to_string()))?;
-    let renamed = renamed_configuration(saved, configuration).map_err(|reason| failed(reason.to_owned()))?;
+    let renamed = renamed_configuration(saved, configuration).map_err(failed)?;
     // Only root can own the files of another user.
-    let owner = geteuid().is_root().then(|| Identity::of_ids(stat.st_uid, stat.st_gid));
-    place
-        .replace(renamed.to_string().as_bytes(), stat.st_mode & 0o7777, owner.as_ref())
-        .map_err(|error| failed(error.to_string()))
+    let owner = geteuid().is_root().then_some(owner);
+    place.replace(renamed.to_string().as_bytes(), SAVED_MODE, owner.as_ref()).map_err(|error| failed(error.to_string()))
+}
+
+/// Reads a file of the machine's user, to whom the directory belongs, and returns its content and owner.
+fn read_saved(place: &Place) -> io::Result<(Vec<u8>, Identity)> {
+    let file = place.open(OFlag::O_RDONLY)?;
+    let stat = fstat(&file)?;
+    if stat.st_uid != place.directory().owner()?.as_raw() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user than its directory"));
+    }
+    let mut text = Vec::new();
+    file.take(MAX_READ_BYTES).read_to_end(&mut text)?;
+    Ok((text, Identity::of_ids(stat.st_uid, stat.st_gid)))
 }
 
 /// Returns a saved configuration with the interfaces of the host, the socket and the rules of another one. What the guest
 /// has in its memory stays: the MAC addresses and the vsock address.
-fn renamed_configuration(mut saved: Value, configuration: &Value) -> Result<Value, &'static str> {
+fn renamed_configuration(mut saved: Value, configuration: &Value) -> Result<Value, String> {
     let fields = saved.as_object_mut().ok_or("it contains no configuration")?;
     let new = configuration.get("net").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let interfaces = fields.get_mut("net").and_then(Value::as_array_mut).map(Vec::as_mut_slice).unwrap_or_default();
     if interfaces.len() != new.len() {
-        return Err("it has another number of interfaces than the machine");
+        return Err(format!("it has {} interfaces, but the machine has {}", interfaces.len(), new.len()));
     }
     for (interface, new) in interfaces.iter_mut().zip(new) {
         let interface = interface.as_object_mut().ok_or("one of its interfaces has no fields")?;
@@ -244,7 +258,7 @@ fn renamed_configuration(mut saved: Value, configuration: &Value) -> Result<Valu
     match (fields.get_mut("vsock").and_then(Value::as_object_mut), configuration.pointer("/vsock/socket")) {
         (Some(vsock), Some(socket)) => drop(vsock.insert("socket".to_owned(), socket.clone())),
         (None, None) => {}
-        _ => return Err("only one of it and the machine has a vsock device"),
+        _ => return Err("the saved machine and this one do not both have a vsock device".to_owned()),
     }
     // One of them is for the directory in which the machine is saved.
     fields.insert("landlock_rules".to_owned(), configuration["landlock_rules"].clone());
@@ -282,9 +296,9 @@ mod tests {
         assert_eq!(renamed_configuration(saved.clone(), &configuration), Ok(expected));
         assert_eq!(
             renamed_configuration(saved, &json!({"net": [{"tap": "vm-one"}, {"tap": "vm-one2"}]})),
-            Err("only one of it and the machine has a vsock device")
+            Err("the saved machine and this one do not both have a vsock device".to_owned())
         );
-        let many = "it has another number of interfaces than the machine";
+        let many = "it has 1 interfaces, but the machine has 0".to_owned();
         assert_eq!(renamed_configuration(json!({"net": [1]}), &json!({})), Err(many));
         for damaged in [json!([1]), json!("text"), json!({"net": [1]})] {
             assert!(renamed_configuration(damaged, &json!({"net": [{"tap": "vm-one"}]})).is_err());
@@ -292,18 +306,21 @@ mod tests {
     }
 
     #[test]
-    fn the_saved_configuration_keeps_its_mode_and_a_missing_one_is_an_error() {
+    fn only_the_machines_user_can_read_the_new_configuration_and_a_missing_or_foreign_one_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = HostPath::from(directory.path().to_str().unwrap());
         let missing = rename_saved(&path, &json!({})).unwrap_err().to_string();
         assert!(missing.contains("config.json: it is missing"), "{missing}");
         let file = directory.path().join(SAVED_CONFIGURATION);
         std::fs::write(&file, r#"{"net": [{"tap": "vm-web"}]}"#).unwrap();
-        let mode =
-            |file: &std::path::Path| std::os::unix::fs::PermissionsExt::mode(&file.metadata().unwrap().permissions());
-        let before = mode(&file);
         rename_saved(&path, &json!({"net": [{"tap": "vm-one"}]})).unwrap();
         assert!(std::fs::read_to_string(&file).unwrap().contains(r#""tap":"vm-one""#));
-        assert_eq!(mode(&file), before);
+        let permissions = file.metadata().unwrap().permissions();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&permissions) & 0o7777, 0o600);
+        if geteuid().is_root() {
+            std::os::unix::fs::chown(&file, Some(65534), Some(65534)).unwrap();
+            let foreign = rename_saved(&path, &json!({"net": [{"tap": "vm-two"}]})).unwrap_err().to_string();
+            assert!(foreign.contains("it belongs to another user than its directory"), "{foreign}");
+        }
     }
 }

@@ -288,3 +288,14 @@ fn a_socket_whose_path_exceeds_an_address_is_reached() {
         http_server(&near.join("fc.sock"), "HTTP/1.1 200 \r\nContent-Length: 18\r\n\r\n{\"state\":\"Paused\"}");
     assert_eq!(controller(ControlProtocol::FirecrackerHttp, &deep.join("fc.sock")).status().unwrap(), "Paused");
 }
+
+#[test]
+fn a_socket_that_cannot_be_reached_does_not_count_as_one_on_which_nothing_listens() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("qmp.sock");
+    // A process has bound it, but it is of another type.
+    let _bound = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    let error = controller(ControlProtocol::Qmp, &path).status().unwrap_err();
+    assert!(matches!(error, ControlError::Unreachable { .. }), "{error:?}");
+    assert!(error.to_string().starts_with("cannot connect to the control socket"), "{error}");
+}

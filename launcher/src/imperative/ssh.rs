@@ -1,11 +1,11 @@
 //! `microvm ssh`: opens a shell in the guest over vsock, without a network.
 
 use super::{ImperativeError, Layout, MachineName};
+use crate::sockets::connect_to;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
@@ -88,7 +88,7 @@ pub fn connect_vsock(place: &str, port: u32) -> io::Result<()> {
             (Box::new(File::from(guest.try_clone()?)), File::from(guest))
         }
         Err(_) => {
-            let mut guest = UnixStream::connect(place)?;
+            let mut guest = connect_to(Path::new(place))?;
             // The protocol is described in firecracker's docs/vsock.md; cloud-hypervisor uses the same one.
             guest.write_all(format!("CONNECT {port}\n").as_bytes())?;
             let mut reader = BufReader::new(guest.try_clone()?);

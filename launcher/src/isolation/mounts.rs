@@ -12,10 +12,11 @@ use nix::sys::stat::{Mode, SFlag, fstat, makedev, mkdirat, mknod};
 use nix::sys::statfs::{FsType, statfs};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, User, chown, fchown, unlinkat};
 use program::place::{Place, descriptor_path};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
@@ -60,24 +61,25 @@ pub fn remove(root: &Path) -> Result<(), IsolationError> {
 
 /// Returns all mount points at or below the path, in the order of mounting.
 fn mounts_below(path: &Path) -> Result<Vec<PathBuf>, IsolationError> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(IsolationError::file(path))?;
-    Ok(mounts.lines().filter_map(mount_point).filter(|mounted| mounted.starts_with(path)).collect())
+    // Any user who can mount a file system can use a name that is not UTF-8.
+    let mounts = fs::read("/proc/self/mountinfo").map_err(IsolationError::file(path))?;
+    let lines = mounts.split(|byte| *byte == b'\n');
+    Ok(lines.filter_map(mount_point).filter(|mounted| mounted.starts_with(path)).collect())
 }
 
 /// Returns the fifth field of a line of /proc/PID/mountinfo, in which space, tab, newline and backslash are escaped in
 /// octal.
-fn mount_point(line: &str) -> Option<PathBuf> {
-    let escaped = line.split(' ').nth(4)?;
-    let mut text = String::new();
-    let mut rest = escaped;
-    while let Some(at) = rest.find('\\') {
-        text.push_str(&rest[..at]);
-        let code = rest.get(at + 1..at + 4)?;
-        text.push(char::from(u8::from_str_radix(code, 8).ok()?));
+fn mount_point(line: &[u8]) -> Option<PathBuf> {
+    let mut rest = line.split(|byte| *byte == b' ').nth(4)?;
+    let mut path = Vec::new();
+    while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
+        path.extend_from_slice(&rest[..at]);
+        let code = std::str::from_utf8(rest.get(at + 1..at + 4)?).ok()?;
+        path.push(u8::from_str_radix(code, 8).ok()?);
         rest = &rest[at + 4..];
     }
-    text.push_str(rest);
-    Some(text.into())
+    path.extend_from_slice(rest);
+    Some(OsString::from_vec(path).into())
 }
 
 struct TreeBuilder<'tree> {
@@ -377,4 +379,18 @@ enum IsNew {
     Yes,
     /// It already existed.
     No,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_whose_name_is_not_utf_8_is_read() {
+        let point = |line: &[u8]| mount_point(line).map(|path| path.into_os_string().into_vec());
+        let line = b"36 35 98:0 /mnt1 /mnt/\\040a\xff\\134 rw,noatime - fuse a rw";
+        assert_eq!(point(line).as_deref(), Some(&b"/mnt/ a\xff\\"[..]));
+        assert_eq!(point(b""), None);
+        assert_eq!(point(b"1 2 3 4 /a\\04"), None);
+    }
 }

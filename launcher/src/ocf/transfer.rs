@@ -9,7 +9,7 @@ use super::observe::controller_of;
 use crate::control::{Condition, ControlError, Controller, MigrationStatus, migrates_by_file};
 use crate::launch::Launch;
 use crate::path::HostPath;
-use crate::sockets::remove_stale;
+use crate::sockets::{connect_to, remove_stale};
 use crate::state::{Activity, MachineState};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socket};
 use program::place::Place;
@@ -121,7 +121,8 @@ fn receive_through_socket(controller: &Controller, launch: &Launch, streams: Str
     let (asked, url) = (controller.clone().with_timeout(LIMIT), path.clone());
     let receiving = thread::spawn(move || asked.receive_through(&url));
     while !receiving.is_finished() {
-        if let Ok(hypervisor) = UnixStream::connect(path.as_path()) {
+        // The guest's memory is sent there.
+        if let Ok(hypervisor) = connect_to(path.as_path()) {
             relay(hypervisor, streams).map_err(system("copying the machine"))?;
             break;
         }

@@ -11,6 +11,8 @@ use volume_maker::FileSystem;
 
 /// The serial number that the image builder gives to a disk that it serves.
 const LIVE_SERIAL: &str = "nix-store";
+/// Files in the state directory that the launcher and the resource agent write and read.
+const OWN_FILES: [&str; 6] = ["booted", "clone.json", "current", "flake", "microvm.log", "toplevel"];
 /// The length of a file is a signed number of 64 bits.
 const FILE_MAX_MIB: u64 = 1 << 43;
 /// `MAX_TAG_LEN` in qemu's hw/9pfs/9p.h without the final NUL.
@@ -50,16 +52,7 @@ pub(super) fn disks(
             findings.problem(format!("{}.image", disk.option), reason);
         }
     }
-    let boot_files = [("kernel", Some(&spec.kernel)), ("initrd", spec.initrd.as_ref())];
-    for (volume, disk) in spec.volumes.iter().zip(disks.iter().skip(usize::from(spec.store_disk.is_some()))) {
-        let is_volume = |file: &&HostPath| plain(file) == plain(&volume.image);
-        if let Some((name, _)) =
-            boot_files.iter().find(|(_, file)| !volume.read_only && file.as_ref().is_some_and(is_volume))
-        {
-            let reason = format!("`{}` is the {name} of this machine, which its guest must not change", volume.image);
-            findings.problem(format!("{}.image", disk.option), reason);
-        }
-    }
+    check_reserved(spec, &disks, findings);
     findings.require_distinct("image", images);
     let serials = disks.iter().filter_map(|disk| Some((format!("{}.serial", disk.option), disk.serial.as_deref()?)));
     findings.require_distinct("serial number", serials);
@@ -68,6 +61,34 @@ pub(super) fn disks(
         labels.filter_map(|(index, volume)| Some((format!("volumes[{index}].label"), volume.label.as_deref()?)));
     findings.require_distinct("label", labels);
     (disks, volumes, need)
+}
+
+/// Refuses images that are other files of the machine, which something else reads or replaces.
+fn check_reserved(spec: &MachineSpec, disks: &[Disk], findings: &mut Findings) {
+    let store_disk = spec.store_disk.as_ref();
+    let plan = store_disk.and_then(|store_disk| store_disk.plan.as_ref());
+    let seal = disks.iter().find(|disk| disk.role == DiskRole::Store && store_disk.is_some_and(|disk| disk.verity));
+    let seal = seal.map(|disk| format!("{}.verity.json", plain(&disk.image)));
+    let read = [("kernel", Some(&spec.kernel)), ("initrd", spec.initrd.as_ref()), ("plan of the store disk", plan)];
+    for disk in disks {
+        let image = plain(&disk.image);
+        let is_built = disk.role == DiskRole::Store && plan.is_some() && disk.backend == DiskBackend::Image;
+        // Another message names a store disk that is its own plan.
+        let is_read = |(_, path): &&(&str, Option<&HostPath>)| {
+            path.is_some_and(|path| plain(path) == image) && !(is_built && *path == plan)
+        };
+        let reason = if OWN_FILES.contains(&image) {
+            format!("`{image}` is a file that microvm keeps in the state directory; choose another name")
+        } else if seal.as_deref() == Some(image) {
+            format!("`{image}` is the file with the root hash of the store disk; choose another name")
+        } else if let Some((name, _)) = read.iter().find(is_read).filter(|_| is_built || !disk.read_only) {
+            let why = if is_built { "which the store disk would replace" } else { "which its guest must not change" };
+            format!("`{}` is the {name} of this machine, {why}", disk.image)
+        } else {
+            continue;
+        };
+        findings.problem(format!("{}.image", disk.option), reason);
+    }
 }
 
 /// Returns a path without a leading `./`, for comparisons.
@@ -84,11 +105,13 @@ fn check_store_disk(
         ("storeDisk.image", &store_disk.image),
         ("storeDisk.plan", &store_disk.plan),
         ("storeDisk.builder", &store_disk.builder),
-        ("storeDisk.cache", &store_disk.cache),
     ] {
         if let Some(path) = path {
-            findings.require(option, names::path(path));
+            findings.require(option, names::file_path(path));
         }
+    }
+    if let Some(path) = &store_disk.cache {
+        findings.require("storeDisk.cache", names::path(path));
     }
     if let Some(serial) = &store_disk.serial {
         findings.require("storeDisk.serial", names::serial(serial));

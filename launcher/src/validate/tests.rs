@@ -111,6 +111,24 @@ fn each_rule_reports_exactly_one_problem() {
             json!({"initrd": "/boot/initrd", "volumes": [{"image": "/boot/initrd", "autoCreate": false}]}),
             "web: volumes[0].image: `/boot/initrd` is the initrd of this machine, which its guest must not change",
         ),
+        (
+            json!({"volumes": [{"image": "./microvm.log", "size": 1}]}),
+            "web: volumes[0].image: `microvm.log` is a file that microvm keeps in the state directory",
+        ),
+        (
+            json!({"storeDisk": {"plan": "/p", "image": "a", "verity": true}, "volumes": [{"image": "a.verity.json", "size": 1}]}),
+            "web: volumes[0].image: `a.verity.json` is the file with the root hash of the store disk",
+        ),
+        (
+            json!({"storeDisk": {"plan": "/p"}, "volumes": [{"image": "/p", "size": 1}]}),
+            "web: volumes[0].image: `/p` is the plan of the store disk of this machine, which its guest must not change",
+        ),
+        (
+            json!({"initrd": "/initrd", "storeDisk": {"plan": "/p", "image": "/initrd"}}),
+            "web: storeDisk.image: `/initrd` is the initrd of this machine, which the store disk would replace",
+        ),
+        (json!({"storeDisk": {"image": "a/"}}), "web: storeDisk.image: `a/` is the path of a directory"),
+        (json!({"storeDisk": {"plan": "/p/"}}), "web: storeDisk.plan: `/p/` is the path of a directory"),
         (json!({"volumes": [{"image": "a/", "size": 1}]}), "web: volumes[0].image: `a/` is the path of a directory"),
         (
             json!({"volumes": [{"image": "a", "size": 1}, {"image": "./a.lock", "size": 1}]}),
