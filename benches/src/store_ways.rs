@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::iter;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -60,11 +61,27 @@ pub fn start(size: &str, rounds: usize) -> Result<Timings, Error> {
     }
     let title = format!("From the plan of the closure `{size}` to the running hypervisor");
     Timings::in_turn(&title, &mut contenders, rounds, |command| {
-        // Every round is a first build.
+        // Every round is a first build, and starts a server of its own.
+        wait_for_end_of_servers(here)?;
         remove(&here.join("cache"))?;
         remove(&here.join("store.image"))?;
         measure::run(command)
     })
+}
+
+/// Waits until no process listens on a socket in the directory. A server ends a moment after its hypervisor.
+fn wait_for_end_of_servers(directory: &Path) -> Result<(), Error> {
+    let end = Instant::now() + TIMEOUT;
+    for entry in fs::read_dir(directory).map_err(file("list", directory))? {
+        let path = entry.map_err(file("list", directory))?.path();
+        while path.extension().is_some_and(|extension| extension == "sock") && UnixStream::connect(&path).is_ok() {
+            if Instant::now() > end {
+                return Err(Error::Unexpected(format!("a server still listens on {}", path.display())));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(())
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
@@ -376,7 +393,7 @@ fn processor_seconds(process: u32) -> Result<(f64, f64), Error> {
 
 fn servers(process: u32) -> Result<Vec<u32>, Error> {
     let all = children(process)?;
-    // The process that removes interfaces afterwards is no part of a guest.
+    // The process that removes interfaces afterwards does not belong to a guest.
     let is_server = |process: &u32| {
         fs::read(format!("/proc/{process}/cmdline"))
             .is_ok_and(|words| words.split(|byte| *byte == 0).any(|word| word == b"serve"))

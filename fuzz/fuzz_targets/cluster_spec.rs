@@ -25,14 +25,14 @@ fuzz_target!(|text: &str| {
     let machine = parse(r#"{"version": 1, "name": "web", "kernel": "/k"}"#).expect("a spec");
     let specs = cluster.machines.keys().map(|name| (name.clone(), Ok(machine.clone()))).collect();
     match check(&cluster, &specs) {
-        Ok(checked) => look_at(&checked),
+        Ok(checked) => read_fields(&checked),
         Err(problems) => {
             assert!(!problems.is_empty() && problems.iter().all(|problem| !problem.to_string().is_empty()))
         }
     }
 });
 
-fn look_at(cluster: &CheckedCluster) {
+fn read_fields(cluster: &CheckedCluster) {
     let generated = configuration(cluster).expect("a configuration");
     let text = generated.to_text().expect("a configuration can be written");
     assert_eq!(Element::parse(&text).expect("what was written can be read"), generated);

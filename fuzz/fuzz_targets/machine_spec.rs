@@ -34,13 +34,13 @@ fuzz_target!(|text: &str| {
     let facts = HostFacts::assumed("/var/lib/microvms/fuzz".into());
     for hypervisor in Hypervisor::ALL {
         match lower(&checked, &facts, hypervisor) {
-            Ok(launch) => look_at(&launch, &explain(&checked, &launch, &OtherHypervisors::new())),
+            Ok(launch) => read_fields(&launch, &explain(&checked, &launch, &OtherHypervisors::new())),
             Err(refusals) => assert!(!refusals.refusals.is_empty() && !refusals.hint().is_empty()),
         }
     }
 });
 
-fn look_at(launch: &Launch, explained: &str) {
+fn read_fields(launch: &Launch, explained: &str) {
     let words = launch.arguments.iter().chain(launch.environment.keys()).chain(launch.environment.values());
     assert!(words.chain([&launch.process_name]).all(|word| !word.contains('\0')));
     assert!(explained.contains("\nCommand:\n"));

@@ -157,6 +157,18 @@ fn a_server_reports_readiness_is_confined_and_on_request_removes_its_socket_and_
     for line in ["NoNewPrivs:\t1", "Seccomp:\t2"] {
         assert!(status.lines().any(|found| found == line), "no {line} in\n{status}");
     }
+    // Only the threads for signals and for the socket can remove files: they have one filter of system calls, the serving
+    // threads two.
+    let mut filters = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{}/task", child.id())).unwrap() {
+        let thread = thread.unwrap();
+        let status = fs::read_to_string(thread.path().join("status")).unwrap();
+        let count = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:\t")).unwrap().to_owned();
+        filters.push((thread.file_name().into_string().unwrap() == child.id().to_string(), count));
+    }
+    assert!(filters.contains(&(true, "2".to_owned())), "{filters:?}");
+    let with_one = filters.iter().filter(|(_, count)| count == "1").count();
+    assert!(with_one == 2 && filters.iter().all(|(_, count)| count == "1" || count == "2"), "{filters:?}");
     end(child, Signal::SIGTERM, (Some(0), ""));
     assert!(!workspace.path("disk.sock").exists());
 

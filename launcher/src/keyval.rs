@@ -100,7 +100,7 @@ impl Options {
         for value in values {
             match self.dialect.escape_in_list(value) {
                 Ok(value) => written.push(value),
-                Err(reason) => self.record_unwritable(value, reason),
+                Err(reason) => self.record_unescapable(value, reason),
             }
         }
         self.word(format!("{key}=[{}]", written.join(",")))
@@ -120,12 +120,12 @@ impl Options {
     fn part(mut self, prefix: &str, value: &str) -> Self {
         match self.dialect.escape(value) {
             Ok(escaped) => self.parts.push(format!("{prefix}{escaped}")),
-            Err(reason) => self.record_unwritable(value, reason),
+            Err(reason) => self.record_unescapable(value, reason),
         }
         self
     }
 
-    fn record_unwritable(&mut self, value: &str, reason: &'static str) {
+    fn record_unescapable(&mut self, value: &str, reason: &'static str) {
         self.unescapable.get_or_insert_with(|| UnescapableValue { value: value.to_owned(), reason });
     }
 }

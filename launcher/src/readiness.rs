@@ -141,9 +141,9 @@ impl ServiceManager {
 /// A socket on which the guest's systemd reports. Each connection carries one notification.
 #[derive(Debug)]
 pub struct GuestListener {
-    listener: OwnedFd,
-    /// Removes the socket's file in the end.
+    /// Removes the socket's file. Fields are dropped in order, and the socket must still be open then.
     _own_socket: Option<OwnSocket>,
+    listener: OwnedFd,
     path: Option<PathBuf>,
     peer_cid: Option<u32>,
     connections: Vec<GuestConnection>,

@@ -5,18 +5,22 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use std::ffi::OsString;
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// The file of a socket that this process has bound. It is removed when this value is dropped, or earlier by
-/// [`OwnSocket::remove`], unless another file has its name by then.
+/// [`OwnSocket::remove`], unless another file has its name by then. Keep the socket itself open until then: the number of
+/// the file's inode can be given to another file as soon as nothing uses it.
 #[derive(Debug)]
 pub struct OwnSocket {
     directory: OwnedFd,
     name: OsString,
-    /// Device and inode; `None` if the file was already moved away, for example by the launcher, which then removes it.
-    identity: Option<(u64, u64)>,
+    /// Device and inode; `None` if the file was removed, or was already moved away, for example by the launcher.
+    identity: Mutex<Option<(u64, u64)>>,
 }
 
 impl OwnSocket {
@@ -41,8 +45,8 @@ impl OwnSocket {
 
     fn new(directory: OwnedFd, path: &Path) -> io::Result<Self> {
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-        let mut own_socket = Self { directory, name, identity: None };
-        own_socket.identity = own_socket.found();
+        let own_socket = Self { directory, name, identity: Mutex::new(None) };
+        *own_socket.identity.lock().unwrap_or_else(PoisonError::into_inner) = own_socket.found();
         Ok(own_socket)
     }
 
@@ -52,10 +56,17 @@ impl OwnSocket {
         Some((stat.st_dev, stat.st_ino))
     }
 
-    /// Removes the file, so that clients find no socket instead of one that refuses connections.
+    /// Returns the descriptor of the directory that contains the file.
+    #[must_use]
+    pub fn directory(&self) -> RawFd {
+        self.directory.as_raw_fd()
+    }
+
+    /// Removes the file, so that clients find no socket instead of one that refuses connections. Does nothing when it is
+    /// called again.
     pub fn remove(&self) {
-        let found = self.found();
-        if found.is_some() && found == self.identity {
+        let own = self.identity.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if own.is_some() && own == self.found() {
             // If this fails, the next start of the server replaces the file.
             let _ = unlinkat(&self.directory, &self.name, AtFlags::empty());
         }
@@ -68,11 +79,41 @@ impl Drop for OwnSocket {
     }
 }
 
+/// What prevents a process from creating its socket at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Another process listens on the socket that is there.
+    InUse,
+    /// A file of another type is there.
+    NotASocket,
+}
+
+/// Removes the socket that a killed process has left at `path`. Does nothing if there is no file, also if another process
+/// removes it at the same time. Returns what cannot be removed.
+///
+/// # Errors
+/// The file cannot be inspected or removed, or this user must not connect to the socket.
+pub fn clear_stale(path: &Path, kind: SocketType) -> io::Result<Option<Obstacle>> {
+    let cleared = || {
+        if !fs::symlink_metadata(path)?.file_type().is_socket() {
+            return Ok(Some(Obstacle::NotASocket));
+        }
+        if is_answering(path, kind)? {
+            return Ok(Some(Obstacle::InUse));
+        }
+        fs::remove_file(path).map(|()| None)
+    };
+    match cleared() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result,
+    }
+}
+
 /// Returns whether a process accepts connections on the socket at `path`. Does not wait, even if that process is busy.
 ///
 /// # Errors
-/// Only the owner of the socket can connect to it, or the path is too long.
-pub fn is_answering(path: &Path, kind: SocketType) -> io::Result<bool> {
+/// The socket is missing, this user must not connect to it, or its path is too long.
+fn is_answering(path: &Path, kind: SocketType) -> io::Result<bool> {
     let address = SocketAddrUnix::new(path)?;
     let probe = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     match connect(&probe, &address) {
@@ -90,7 +131,7 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     #[test]
-    fn a_socket_that_has_replaced_the_own_one_is_not_removed() {
+    fn a_socket_that_replaced_this_process_own_socket_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
@@ -100,8 +141,12 @@ mod tests {
         let _other = UnixListener::bind(&path).unwrap();
         own.remove();
         assert!(UnixStream::connect(&path).is_ok());
+        // A second removal does nothing, although the inode could be that of a new socket by then.
         fs::rename(directory.path().join("moved"), &path).unwrap();
+        own.remove();
         drop(own);
+        assert!(path.exists());
+        drop(OwnSocket::at(&path).unwrap());
         assert!(!path.exists());
         // It was moved before it could be identified.
         let moved = OwnSocket::at(&path).unwrap();
@@ -109,6 +154,21 @@ mod tests {
         drop((moved, listener));
         assert!(path.exists());
         assert!(OwnSocket::at(&directory.path().join("missing/socket")).is_err());
+    }
+
+    #[test]
+    fn only_a_socket_without_a_process_is_cleared() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        assert_eq!(clear_stale(&path, SocketType::STREAM).unwrap(), None);
+        let listener = UnixListener::bind(&path).unwrap();
+        assert_eq!(clear_stale(&path, SocketType::STREAM).unwrap(), Some(Obstacle::InUse));
+        drop(listener);
+        assert_eq!(clear_stale(&path, SocketType::STREAM).unwrap(), None);
+        assert!(!path.exists());
+        fs::write(&path, "precious").unwrap();
+        assert_eq!(clear_stale(&path, SocketType::STREAM).unwrap(), Some(Obstacle::NotASocket));
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 
     #[test]

@@ -150,7 +150,13 @@ impl CacheClient {
             // The path is not in the host's store, the service is too busy, or has removed the pack: the build makes this
             // pack, or its hashes, itself.
             Err(ClientError::Refused {
-                reason: Reason::NotValid | Reason::OtherContent | Reason::Busy | Reason::TooSlow | Reason::NoPack,
+                reason:
+                    Reason::NotValid
+                    | Reason::OtherContent
+                    | Reason::Busy
+                    | Reason::TooSlow
+                    | Reason::NoPack
+                    | Reason::Unknown,
                 ..
             }) => Ok(None),
             Err(error) => Err(error),

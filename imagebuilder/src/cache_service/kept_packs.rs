@@ -124,7 +124,8 @@ impl KeptPacks {
         }
         let cache = Cache::open(&self.options.cache).map_err(|error| fail(&error))?;
         cache.keep_block_hashes(&path, blocks, (identity, &hashes)).map_err(|error| fail(&error))?;
-        let kept = cache.open_block_hashes(&path, blocks).ok_or("the hashes were removed")?;
+        // A garbage collection may have removed them in the meantime.
+        let Some(kept) = cache.open_block_hashes(&path, blocks) else { return Ok(None) };
         self.count(&kept)?;
         Ok(Some(kept))
     }

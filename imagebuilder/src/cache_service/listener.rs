@@ -2,13 +2,11 @@
 
 use listenfd::ListenFd;
 use nix::libc;
-use program::own_socket::{OwnSocket, is_answering};
+use program::own_socket::{Obstacle, OwnSocket, clear_stale};
 use rustix::fs::{Mode, chmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
-use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -64,19 +62,18 @@ pub fn from_service_manager() -> Result<Option<OwnedFd>, ListenError> {
 pub fn make(path: &Path) -> Result<(OwnedFd, OwnSocket), ListenError> {
     let fail = |source| ListenError::Bind { path: path.to_owned(), source };
     let address = SocketAddrUnix::new(path).map_err(|error| fail(error.into()))?;
-    if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-        if is_answering(path, SocketType::SEQPACKET).map_err(fail)? {
-            return Err(ListenError::InUse { path: path.to_owned() });
-        }
-        fs::remove_file(path).map_err(fail)?;
+    // bind(2) reports a file of another type.
+    if clear_stale(path, SocketType::SEQPACKET).map_err(fail)? == Some(Obstacle::InUse) {
+        return Err(ListenError::InUse { path: path.to_owned() });
     }
-    let made = || -> rustix::io::Result<OwnedFd> {
+    let made = || -> io::Result<(OwnedFd, OwnSocket)> {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         bind(&socket, &address)?;
+        // If one of the calls that follow fails, the file is removed.
+        let own_socket = OwnSocket::at(path)?;
         chmod(path, Mode::from_raw_mode(0o666))?;
         listen(&socket, BACKLOG)?;
-        Ok(socket)
+        Ok((socket, own_socket))
     };
-    let listener = made().map_err(|error| fail(error.into()))?;
-    Ok((listener, OwnSocket::at(path).map_err(fail)?))
+    made().map_err(fail)
 }

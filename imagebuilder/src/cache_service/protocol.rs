@@ -110,6 +110,9 @@ pub enum Reason {
     NoPack,
     /// The pack could not be made.
     Failed,
+    /// A reason of a later release. The client makes the pack itself.
+    #[serde(other)]
+    Unknown,
 }
 
 /// An invalid message.

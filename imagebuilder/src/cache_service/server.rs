@@ -6,7 +6,7 @@
 
 use super::connections::{Connections, accept};
 use super::owners::Owners;
-use super::protocol::{Answer, Reason, Request};
+use super::protocol::{Answer, Reason, Request, WantedFile};
 use super::scheduler::{Owner, Scheduler};
 use super::workers::{Outcome, Refusal, Task, Waker, WorkerInputs};
 use super::{PackStore, WantedPack, reopen};
@@ -360,7 +360,11 @@ impl Server<'_> {
             Err(_) if stopped => job.waiting.into_iter().for_each(|connection| self.queue_pack(connection)),
             Err(refusal) => {
                 if refusal.reason != Reason::NoPack {
-                    (self.report)(&format!("cannot create the pack of {}: {}", wanted.path, refusal.message));
+                    let file = match wanted.file {
+                        WantedFile::Pack => "the pack",
+                        WantedFile::BlockHashes => "the hashes",
+                    };
+                    (self.report)(&format!("cannot create {file} of {}: {}", wanted.path, refusal.message));
                 }
                 for connection in job.waiting {
                     self.refuse(connection, &refusal);
@@ -456,7 +460,6 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache_service::protocol::WantedFile;
     use crate::settings::ImageSettings;
     use crate::store_path::StorePath;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};

@@ -161,7 +161,9 @@ impl WorkerInputs<'_> {
         let nar_size_bytes = Some(require_valid(compare_validity(wanted, found.as_ref()), wanted)?);
         let wanted = WantedPack { nar_size_bytes, ..wanted.clone() };
         let made = self.packs.make(&wanted, cancel).map_err(|message| Refusal::new(Reason::Failed, message))?;
-        made.ok_or_else(|| Refusal::new(Reason::NoPack, format!("there is no pack of {} any more", wanted.path)))
+        made.ok_or_else(|| {
+            Refusal::new(Reason::NoPack, format!("the service no longer has the pack of {}", wanted.path))
+        })
     }
 }
 

@@ -66,8 +66,7 @@ pub(crate) struct ServeArgs {
 }
 
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
-    // The socket's file is removed when this function returns.
-    let (listener, _own_socket) = match (listener::from_service_manager()?, &args.socket) {
+    let (listener, own_socket) = match (listener::from_service_manager()?, &args.socket) {
         (Some(from_service_manager), None) => (from_service_manager, None),
         (None, Some(path)) => {
             let (listener, own_socket) = listener::make(path)?;
@@ -104,5 +103,8 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
         idle_exit: args.idle_exit.map(Duration::from_secs),
     };
     let service = Service { listener, packs: &packs, nix_daemon: &nix_daemon, owners: Owners::of_this_host(), limits };
-    Ok(service.run(interrupt::cancel_flag(), &mut |line| program::output::message(line))?)
+    let ended = service.run(interrupt::cancel_flag(), &mut |line| program::output::message(line));
+    // The service still has the listener open here.
+    drop(own_socket);
+    Ok(ended?)
 }

@@ -8,11 +8,12 @@ use imagebuilder::plan::ImagePlan;
 use imagebuilder::serve::confine::{self, FileAccess, StorePaths};
 use imagebuilder::serve::content::{DiskContent, StoreContent};
 use imagebuilder::serve::device::MAX_QUEUES;
-use imagebuilder::serve::socket::{self, ServiceManager, SocketRemover};
+use imagebuilder::serve::socket::{self, ServiceManager, SocketError, SocketRemover};
 use imagebuilder::serve::{layout, serve};
 use imagebuilder::settings::ImageSettings;
 use imagebuilder::{missing_paths, threads};
 use std::num::NonZero;
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -65,9 +66,12 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     let content = content(&plan, jobs)?;
     let store_paths = confine::open_store_paths(content.map().files())?;
     let (listener, own_socket) = socket::bind(&args.socket)?;
+    // The socket must be open when its file is removed: see `OwnSocket`.
+    let _open = listener.try_clone().map_err(|source| SocketError::Bind { path: args.socket.clone(), source })?;
+    let directory = own_socket.directory();
     let remover = SocketRemover::start(own_socket)?;
     interrupt::remove_at_end(remover.clone());
-    let served = serve_confined(args, content, listener, &store_paths);
+    let served = serve_confined(args, content, listener, (&store_paths, directory));
     remover.remove();
     served
 }
@@ -77,11 +81,11 @@ fn serve_confined(
     args: &ServeArgs,
     content: StoreContent,
     listener: UnixListener,
-    store_paths: &StorePaths,
+    (store_paths, socket_directory): (&StorePaths, RawFd),
 ) -> Result<(), Failure> {
     let manager = ServiceManager::connect()?;
     let access = confine::restrict_files(store_paths)?;
-    confine::restrict_system_calls()?;
+    confine::restrict_system_calls(socket_directory)?;
     if access == FileAccess::Unrestricted && !args.quiet {
         program::output::message(
             "warning: this kernel has no Landlock, so the server can read all files that your user can",

@@ -10,10 +10,14 @@ use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::Errno;
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter, apply_filter_all_threads};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    apply_filter, apply_filter_all_threads,
+};
+use std::collections::BTreeMap;
 use std::env::consts::ARCH;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -170,7 +174,6 @@ const ALLOWED_CALLS: &[libc::c_long] = &[
     libc::SYS_sigaltstack,
     libc::SYS_statx,
     libc::SYS_tgkill,
-    libc::SYS_unlinkat,
     libc::SYS_write,
     libc::SYS_writev,
     #[cfg(target_arch = "x86_64")]
@@ -179,22 +182,40 @@ const ALLOWED_CALLS: &[libc::c_long] = &[
     libc::SYS_poll,
 ];
 
-/// The calls among [`ALLOWED_CALLS`] that only the threads need that are already running: to remove the socket at the end. The
-/// calling thread uses the other one to lose both.
+/// Calls that only the threads that already run may make: the thread that removes the socket at the end needs `unlinkat`. The
+/// calling thread uses `seccomp` to forbid both for itself and the threads that it starts.
 const OTHER_THREADS_CALLS: &[libc::c_long] = &[libc::SYS_unlinkat, libc::SYS_seccomp];
 
 /// Restricts all threads of this process to the system calls that the server needs. This thread, and those that it starts,
-/// can remove no files.
+/// can remove no files. The others can remove files of the directory with the descriptor `socket_directory`; the launcher
+/// starts the server with a directory that contains nothing but the socket.
 ///
 /// # Errors
 /// [`ConfineError`].
-pub fn restrict_system_calls() -> Result<(), ConfineError> {
+pub fn restrict_system_calls(socket_directory: RawFd) -> Result<(), ConfineError> {
     let refused = || SeccompAction::Errno(libc::EPERM.unsigned_abs());
-    apply_filter_all_threads(&filter(ALLOWED_CALLS, SeccompAction::Allow, refused())?)?;
-    Ok(apply_filter(&filter(OTHER_THREADS_CALLS, refused(), SeccompAction::Allow)?)?)
+    let mut allowed = rules(ALLOWED_CALLS);
+    allowed.insert(libc::SYS_unlinkat, vec![removal_from(socket_directory)?]);
+    apply_filter_all_threads(&filter(allowed, SeccompAction::Allow, refused())?)?;
+    Ok(apply_filter(&filter(rules(OTHER_THREADS_CALLS), refused(), SeccompAction::Allow)?)?)
 }
 
-fn filter(calls: &[libc::c_long], listed: SeccompAction, others: SeccompAction) -> Result<BpfProgram, ConfineError> {
-    let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
+/// Rules for calls with any arguments.
+fn rules(calls: &[libc::c_long]) -> BTreeMap<libc::c_long, Vec<SeccompRule>> {
+    calls.iter().map(|call| (*call, Vec::new())).collect()
+}
+
+/// A rule for unlinkat(2) of a file, relative to a directory.
+fn removal_from(directory: RawFd) -> Result<SeccompRule, ConfineError> {
+    let argument = |index, value| SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
+    let directory = u64::from(directory.unsigned_abs());
+    Ok(SeccompRule::new(vec![argument(0, directory)?, argument(2, 0)?])?)
+}
+
+fn filter(
+    rules: BTreeMap<libc::c_long, Vec<SeccompRule>>,
+    listed: SeccompAction,
+    others: SeccompAction,
+) -> Result<BpfProgram, ConfineError> {
     Ok(SeccompFilter::new(rules, others, listed, ARCH.try_into()?)?.try_into()?)
 }

@@ -1,15 +1,13 @@
 //! The socket of the server, which is private to its user from the beginning, and the message to the service manager.
 
 use nix::sys::stat::{Mode, umask};
-use program::own_socket::{OwnSocket, is_answering};
+use program::own_socket::{Obstacle, OwnSocket, clear_stale};
 use rustix::net::SocketType;
 use std::env;
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -41,7 +39,7 @@ pub enum SocketError {
         path: PathBuf,
     },
     /// The thread that removes it cannot be started.
-    #[error("cannot start a thread")]
+    #[error("cannot start the thread that removes the socket")]
     Thread(#[source] io::Error),
     /// The socket of the service manager cannot be reached.
     #[error("cannot reach the service manager at NOTIFY_SOCKET={}", .address.display())]
@@ -63,16 +61,10 @@ pub enum SocketError {
 /// [`SocketError`].
 pub fn bind(path: &Path) -> Result<(UnixListener, OwnSocket), SocketError> {
     let fail = |source| SocketError::Bind { path: path.to_owned(), source };
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(SocketError::NotASocket { path: path.to_owned() });
-        }
-        Ok(_) if is_answering(path, SocketType::STREAM).map_err(fail)? => {
-            return Err(SocketError::InUse { path: path.to_owned() });
-        }
-        Ok(_) => fs::remove_file(path).map_err(fail)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => (),
-        Err(error) => return Err(fail(error)),
+    match clear_stale(path, SocketType::STREAM).map_err(fail)? {
+        Some(Obstacle::NotASocket) => return Err(SocketError::NotASocket { path: path.to_owned() }),
+        Some(Obstacle::InUse) => return Err(SocketError::InUse { path: path.to_owned() }),
+        None => (),
     }
     let former = umask(Mode::from_bits_truncate(0o177));
     let bound = UnixListener::bind(path);
@@ -81,8 +73,8 @@ pub fn bind(path: &Path) -> Result<(UnixListener, OwnSocket), SocketError> {
     Ok((listener, OwnSocket::at(path).map_err(fail)?))
 }
 
-/// Removes the socket of the server at the end. A thread does this that was started before the server was confined, because
-/// the others can remove no files by then.
+/// Removes the socket of the server at the end. The work is done by a thread that starts before the server is confined, because
+/// the serving threads can remove no files.
 #[derive(Clone, Debug)]
 pub struct SocketRemover(SyncSender<SyncSender<()>>);
 

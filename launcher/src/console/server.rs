@@ -34,10 +34,10 @@ const HANG_UP: PollFlags = PollFlags::POLLHUP.union(PollFlags::POLLERR);
 /// The console of one machine.
 #[derive(Debug)]
 pub struct ConsoleServer {
+    /// Removes the socket's file. Fields are dropped in order, and the socket must still be open then.
+    _own_socket: OwnSocket,
     listener: UnixListener,
     path: PathBuf,
-    /// Removes the socket's file in the end.
-    _own_socket: OwnSocket,
     scrollback: VecDeque<u8>,
     clients: Vec<Client>,
     accept_after: Option<Instant>,
