@@ -4,6 +4,7 @@ use super::{ImperativeError, MachineName};
 use crate::host::first_output;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The arguments of busctl that call a method of systemd-machined: org.freedesktop.machine1(5).
 const MACHINED: [&str; 4] =
@@ -146,7 +147,7 @@ impl Service {
     pub fn messages_since(&self, position: &JournalPosition) -> Vec<u8> {
         sync_journal();
         // Without `--lines`, which counts from the position, and not from the end.
-        let arguments = ["--quiet", "--no-pager", "--output=cat", &position.0].map(str::to_owned);
+        let arguments = ["--quiet", "--no-pager", "--output=cat", &position.option()].map(str::to_owned);
         let output = self.journal(&arguments).stdin(Stdio::null()).stderr(Stdio::null()).output();
         output.map(|output| output.stdout).unwrap_or_default()
     }
@@ -156,21 +157,22 @@ impl Service {
     }
 }
 
-/// A position in the journal of this host: the option of journalctl that selects the messages after it.
+/// A position in the journal of this host: the time in microseconds since 1970. Not a cursor, because with matches systemd
+/// 252 skips the first message after it.
 #[derive(Debug)]
-pub struct JournalPosition(String);
+pub struct JournalPosition(u128);
 
 impl JournalPosition {
-    /// Returns the end of the journal. If the journal cannot be read or is empty, the position is a time, in seconds since
-    /// 1970, whose second is part of the selection.
-    pub fn end(unix_seconds: u64) -> Self {
+    /// Returns the end of the journal.
+    pub fn end() -> Self {
+        // What was printed before must be stored before that time.
         sync_journal();
-        let mut command = Command::new("journalctl");
-        command.args(["--quiet", "--no-pager", "--lines=0", "--show-cursor"]);
-        let output = first_output(command).unwrap_or_default();
-        let text = String::from_utf8_lossy(&output);
-        let cursor = text.lines().find_map(|line| line.strip_prefix("-- cursor: "));
-        Self(cursor.map_or_else(|| format!("--since=@{unix_seconds}"), |cursor| format!("--after-cursor={cursor}")))
+        Self(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros())
+    }
+
+    /// Returns the option of journalctl that selects the messages after this position.
+    fn option(&self) -> String {
+        format!("--since=@{}.{:06}", self.0 / 1_000_000, self.0 % 1_000_000)
     }
 }
 

@@ -1,7 +1,7 @@
 //! One machine of the cluster on this node, and the actions on it that need no other node.
 
 use super::exit_code::AgentError;
-use super::observe::{Observed, observe, seconds_since, unix_seconds};
+use super::observe::{Observed, observe, seconds_since};
 use super::parameters::Parameters;
 use crate::control::Condition;
 use crate::imperative::{JournalPosition, Layout, Machine, Service, ServiceState, assign, fetch, is_held, state_of};
@@ -269,7 +269,7 @@ impl<'run> Agent<'run> {
         let own = self.runtime.machine(self.parameters.name.as_str())?;
         own.write_request(request, None)?;
         if let Some(service) = self.service() {
-            let messages = Messages::Journal { since: JournalPosition::end(unix_seconds()), service: service.clone() };
+            let messages = Messages::Journal { since: JournalPosition::end(), service: service.clone() };
             return Ok(Starter { child: service.begin("start")?, messages, is_launcher: false });
         }
         let directory = self.machine().directory;

@@ -67,7 +67,7 @@ pub(super) fn seconds_since(time: u64) -> u64 {
 }
 
 /// Returns the time in seconds since 1970.
-pub(super) fn unix_seconds() -> u64 {
+fn unix_seconds() -> u64 {
     use std::time::{SystemTime, UNIX_EPOCH};
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }
