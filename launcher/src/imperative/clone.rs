@@ -240,19 +240,15 @@ impl CloneRequest<'_> {
         Ok(copy_to_clone(&clone, interruption)?)
     }
 
-    /// Gives the clone the store disk that the host has built for the original, which may be updated or deleted before the
-    /// clone is started. Returns the lock on the store disks: until it is dropped, none is removed.
+    /// Gives the clone the store disk that the host has built for the original. Only root builds them.
     fn share_store_disk(&self, machine: &Machine) -> Result<Option<fs::File>, CloneError> {
         let Some(need) = &self.launch.needs.store_disk else { return Ok(None) };
-        let own = need.image.below(&self.launch.working_directory);
-        if own.as_path().exists() || !nix::unistd::geteuid().is_root() || !self.store_disks.is_dir() {
+        if !nix::unistd::geteuid().is_root() || !self.store_disks.is_dir() {
             return Ok(None);
         }
-        let original = self.original.name.as_str();
-        match StoreDisks::at(self.store_disks).share(original, machine.name.as_str())? {
-            (true, lock) => Ok(Some(lock)),
-            (false, _) => Err(CloneError::Updated(original.to_owned())),
-        }
+        let own = need.image.below(&self.launch.working_directory);
+        let names = [self.original.name.as_str(), machine.name.as_str()];
+        share_built(StoreDisks::at(self.store_disks), own.as_path(), names)
     }
 
     /// Gives the clone a user of its own if the machine has one. Returns the owner of its files: otherwise the owner of
@@ -271,5 +267,49 @@ impl CloneRequest<'_> {
         let stat = Directory::open(saved.as_path()).and_then(|directory| Ok(fstat(&directory)?));
         // Without it, the machine is not suspended, which is reported with its name.
         Ok(stat.ok().map(|stat| Identity::of_ids(stat.st_uid, stat.st_gid)))
+    }
+}
+
+/// Gives a clone the image that the host has built for its original, which may be updated or deleted before the clone is
+/// started. `own` is the image in the original's state directory. Returns the lock on the images: until it is dropped,
+/// none is removed.
+fn share_built(
+    disks: StoreDisks<'_>,
+    own: &Path,
+    [original, clone]: [&str; 2],
+) -> Result<Option<fs::File>, CloneError> {
+    let (is_shared, lock) = disks.share(original, clone)?;
+    // The file over which the image of the host is mounted is empty.
+    let is_own = || fs::metadata(own).is_ok_and(|metadata| metadata.len() > 0);
+    match is_shared {
+        true => Ok(Some(lock)),
+        false if is_own() => Ok(None),
+        false => Err(CloneError::Updated(original.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_gets_the_store_disk_of_the_host_although_its_original_has_an_empty_file_of_that_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let (disks, own) = (path("disks"), path("web-store.squashfs"));
+        fs::create_dir(&disks).unwrap();
+        fs::write(path("plan"), "a plan").unwrap();
+        fs::write(&own, "").unwrap();
+        let store_disks = StoreDisks::at(&disks);
+        // The original was deleted in the meantime.
+        let lost = share_built(store_disks, &own, ["web", "worker"]);
+        assert!(matches!(lost, Err(CloneError::Updated(_))), "{lost:?}");
+        store_disks.assign("web", &path("plan"), |_| false).unwrap();
+        assert!(share_built(store_disks, &own, ["web", "worker"]).unwrap().is_some());
+        let target = |name: &str| fs::read_link(disks.join(name)).unwrap();
+        assert_eq!(target("worker.link"), target("web.link"));
+        // Without the host module, it has an image of its own.
+        fs::write(&own, "an image").unwrap();
+        assert!(share_built(store_disks, &own, ["mail", "other"]).unwrap().is_none());
     }
 }
