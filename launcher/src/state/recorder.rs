@@ -56,7 +56,7 @@ impl MachineState {
                 return Ok(());
             }
         }
-        // The user can replace the files until the directory is root's own. Whoever uses them afterwards must read them
+        // The user can replace the files until the directory is root's own. Code that uses them afterwards must read them
         // again, and ask who has recorded the machine.
         let Some((text, writer)) = place(PROCESS)?.read().map_err(failed)? else { return Ok(()) };
         let Ok(machine) = serde_json::from_slice::<RunningMachine>(&text) else { return Ok(()) };
