@@ -29,10 +29,7 @@ pub(crate) struct KnownMachine {
 impl KnownMachine {
     /// Becomes the other user who records the machine, if this process is root.
     pub(crate) fn become_recorder(&self) -> Result<(), Failure> {
-        match self.state.other_recorder().map_err(failed)? {
-            Some(recorder) => recorder.become_user().map_err(failed),
-            None => Ok(()),
-        }
+        become_recorder(&self.state)
     }
 
     /// Returns the failure of a command that requires a running machine.
@@ -45,6 +42,14 @@ impl KnownMachine {
         };
         let hint = self.elsewhere.as_ref().map(|place| format!("a machine of that name runs in {}", place.display()));
         Failure::problems(vec![problem]).with_optional_hint(hint)
+    }
+}
+
+/// Becomes the other user who records the machine, if this process is root.
+pub(crate) fn become_recorder(state: &MachineState) -> Result<(), Failure> {
+    match state.other_recorder().map_err(failed)? {
+        Some(recorder) => recorder.become_user().map_err(failed),
+        None => Ok(()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `microvm suspend` and `microvm resume`: saves machines in their state directories, and starts them where they were.
 
 use super::imperative::active_service;
-use super::machine::{KnownMachine, failed, find, find_by_name, is_spec, watch_signals};
+use super::machine::{KnownMachine, become_recorder, failed, find, find_by_name, is_spec, watch_signals};
 use super::run::run_suspended;
 use super::spec_file::{Overrides, read};
 use super::stop::clean_up;
@@ -211,6 +211,7 @@ fn resume_spec(arguments: &ResumeArguments) -> Result<(), Failure> {
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let state = runtime.machine(&spec.name).map_err(|error| Failure::usage(error.to_string()))?;
     if state.activity().map_err(failed)? != Activity::Stopped {
+        become_recorder(&state)?;
         return continue_machine(&state);
     }
     let saved = SuspendedState::new(&arguments.overrides.state_directory()?, &spec.name);
