@@ -7,7 +7,7 @@
 #
 # The programs are static, so they run on every distribution. They are built twice, in directories with different names;
 # the script fails if the bytes differ. It installs cargo-cyclonedx once. CARGO_BUILD_JOBS limits the jobs. Both builds
-# together take about 15 minutes of processor time; `--profile dev` is a faster test of this script.
+# together take about 20 minutes of processor time; `--profile dev` is a faster test of this script.
 set -euo pipefail
 
 die() { printf 'error: %s\n' "$1" >&2; [ $# -lt 2 ] || printf 'hint: %s\n' "$2" >&2; exit "${3:-1}"; }
