@@ -271,7 +271,7 @@ fn publish(
     if cancel.load(Ordering::Relaxed) {
         return Err(BuildError::Interrupted);
     }
-    let sidecar = report.verity.as_ref().map(|seal| Sidecar::create(seal, &options.output)).transpose()?;
+    let sidecar = report.verity.as_ref().map(|seal| Sidecar::create(seal, &output)).transpose()?;
     let published = output.publish(sidecar.as_ref())?;
     report.seconds.publish = started.elapsed().as_secs_f64();
     Ok(published)

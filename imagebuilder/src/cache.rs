@@ -17,6 +17,9 @@ pub mod block_hashes;
 pub mod maintenance;
 mod names;
 pub mod outputs;
+mod unfinished_pack;
+
+pub use unfinished_pack::UnfinishedPack;
 
 use crate::pack::{PackFile, file_name, settings_name};
 use crate::plan::PlannedPath;
@@ -31,7 +34,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, SystemTime};
 use thiserror::Error;
 
@@ -57,6 +60,8 @@ pub struct Cache {
     root: PathBuf,
     /// The packs that this build has added; `None` after it has discarded them and adds nothing more.
     added: Mutex<Option<Added>>,
+    /// Held by the thread that frees space.
+    making_room: Mutex<()>,
     /// A directory of packs and the names in it.
     listing: Mutex<Option<(PathBuf, Vec<OsString>)>>,
     /// Descriptors of directories of packs, by the settings of the packs.
@@ -66,7 +71,7 @@ pub struct Cache {
 #[derive(Debug, Default)]
 struct Added {
     kept: Vec<PathBuf>,
-    being_made: Vec<Weak<UnnamedFile>>,
+    being_made: Vec<Weak<UnfinishedPack>>,
 }
 
 /// Maximum number of directories of packs that stay open.
@@ -97,6 +102,7 @@ impl Cache {
         Ok(Self {
             root,
             added: Mutex::new(Some(Added::default())),
+            making_room: Mutex::default(),
             listing: Mutex::new(None),
             kept_directories: Mutex::default(),
         })
@@ -200,7 +206,7 @@ impl Cache {
     ///
     /// # Errors
     /// The file cannot be created.
-    pub fn new_pack(&self, settings: &ImageSettings) -> Result<Option<Arc<UnnamedFile>>, CacheError> {
+    pub fn new_pack(&self, settings: &ImageSettings) -> Result<Option<Arc<UnfinishedPack>>, CacheError> {
         let directory = self.pack_directory(settings);
         let place = directory.join("pack");
         let made = refuse_link(&directory)
@@ -211,7 +217,7 @@ impl Cache {
                 other => other,
             })
             .map_err(|source| CacheError { action: "create a pack", path: directory, source })?;
-        let made = Arc::new(made);
+        let made = Arc::new(UnfinishedPack::new(made));
         Ok(self.added().as_mut().map(|added| {
             added.being_made.retain(|file| file.strong_count() > 0);
             added.being_made.push(Arc::downgrade(&made));
@@ -228,9 +234,9 @@ impl Cache {
         &self,
         path: &PlannedPath,
         settings: &ImageSettings,
-        pack: &UnnamedFile,
+        pack: &UnfinishedPack,
     ) -> Result<(), CacheError> {
-        self.keep(&self.pack_path(path, settings), pack)?;
+        self.keep(&self.pack_path(path, settings), pack.unnamed())?;
         self.record_name(path, settings);
         Ok(())
     }
@@ -278,15 +284,22 @@ impl Cache {
     }
 
     /// Frees space on a full disk. First it discards the packs of this build, which then adds nothing more. If that
-    /// frees nothing, it removes the least recently used packs, at least `bytes` bytes. Returns whether something was
-    /// removed.
+    /// frees nothing, it removes the least recently used packs, at least `bytes` bytes. Returns whether space was freed,
+    /// by this thread or by another one that it waited for.
     pub fn make_room(&self, bytes: u64) -> bool {
-        let given_up = self.added().take();
+        let _alone = match self.making_room.try_lock() {
+            Ok(alone) => alone,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                drop(self.making_room.lock());
+                return true;
+            }
+        };
+        let discarded = self.added().take();
         let mut removed = false;
-        if let Some(added) = given_up {
-            for file in added.being_made.iter().filter_map(Weak::upgrade) {
-                removed |= file.file().metadata().is_ok_and(|metadata| metadata.len() > 0);
-                let _ = file.file().set_len(0);
+        if let Some(added) = discarded {
+            for pack in added.being_made.iter().filter_map(Weak::upgrade) {
+                removed |= pack.discard();
             }
             for path in &added.kept {
                 removed |= fs::remove_file(path).is_ok();

@@ -44,7 +44,7 @@ fn on_small_disk(workspace: &Workspace, kibibytes: u32, script: &str) -> Option<
     }
     let script = format!(
         "mount -t tmpfs -o size={kibibytes}k small small || exit 99\n\
-         build() {{ \"$0\" build --paths-from $1 --store-dir store --cache small/cache -q -j2 -o $2; }}\n{script}"
+         build() {{ \"$0\" build --paths-from $1 --store-dir store --cache small/cache -q -j2 -o $2 $3; }}\n{script}"
     );
     let program = workspace.command([] as [&str; 0]).get_program().to_owned();
     let mut command = Command::new("unshare");
@@ -78,8 +78,22 @@ fn older_packs_are_removed_to_make_room_for_the_image() {
     let workspace = workspace();
     let script = "build a other; build b other; rm other; build c small/image; cmp small/image c.image\n\
                   build a small/image; cmp small/image a.image";
-    for kibibytes in [2300, 2600] {
+    for kibibytes in (2200..2700).step_by(50) {
         let Some(output) = on_small_disk(&workspace, kibibytes, script) else { return };
+        assert_succeeded(&output);
+    }
+}
+
+#[test]
+fn packs_are_discarded_to_make_room_for_the_seal() {
+    let workspace = workspace();
+    workspace.run("build --paths-from a --store-dir store --no-cache --verity -q -o sealed").success();
+    let image = fs::metadata(workspace.path("sealed")).unwrap().len() / 1024;
+    // One of these disks is full when the image and its pack are complete.
+    for kibibytes in (2 * image - 40..2 * image + 40).step_by(4) {
+        let script =
+            "build a small/image --verity; cmp small/image sealed; cmp small/image.verity.json sealed.verity.json";
+        let Some(output) = on_small_disk(&workspace, u32::try_from(kibibytes).unwrap(), script) else { return };
         assert_succeeded(&output);
     }
 }

@@ -338,6 +338,7 @@ impl<'a> Worker<'a> {
         let image = self.inputs.image.map(ImageFile::file);
         let identity = job.pack.complete(job, &head, image);
         let kept = identity.and_then(|identity| {
+            let Some(identity) = identity else { return Ok(Completed::Failed) };
             keeper.keep(&store_path.planned, &job.pack)?;
             let is_kept = job.pack.is_intact();
             Ok(if is_kept { Completed::Pack { store_path: job.store_path, identity } } else { Completed::Failed })

@@ -4,7 +4,7 @@ use super::earlier::Earlier;
 use super::new_pack::SinglePack;
 use super::scan::list;
 use super::{BuildError, Target, write_blocks};
-use crate::cache::CacheError;
+use crate::cache::{CacheError, UnfinishedPack};
 use crate::plan::PlannedPath;
 use crate::progress::Silent;
 use crate::settings::ImageSettings;
@@ -38,7 +38,7 @@ pub struct PackRequest<'a> {
 /// # Errors
 /// The location does not contain a store path of this NAR size, it cannot be read, or the pack cannot be written.
 /// Nothing remains then.
-pub fn make_pack(request: &PackRequest<'_>, cancel: &AtomicBool) -> Result<Arc<UnnamedFile>, BuildError> {
+pub fn make_pack(request: &PackRequest<'_>, cancel: &AtomicBool) -> Result<Arc<UnfinishedPack>, BuildError> {
     let place = request.directory.join("pack");
     let fail = |source| CacheError { action: "create a pack", path: request.directory.to_owned(), source };
     let one = SinglePack::new(UnnamedFile::create_sibling(&place).map_err(fail)?);

@@ -2,7 +2,7 @@
 
 use super::job::KeepJob;
 use super::output::write_all_at;
-use crate::cache::{Cache, CacheError};
+use crate::cache::{Cache, CacheError, UnfinishedPack};
 use crate::open_files::{OpenFilePermit, OpenFiles};
 use crate::pack::block_hashes::PackIdentity;
 use crate::pack::{PackHead, write_index};
@@ -28,7 +28,7 @@ pub(super) trait PackKeeper: Sync {
 /// A file for a pack, and the permission to keep it open.
 #[derive(Debug)]
 pub(super) struct PackFile {
-    file: Arc<UnnamedFile>,
+    file: Arc<UnfinishedPack>,
     _permit: Option<OpenFilePermit>,
 }
 
@@ -38,59 +38,54 @@ pub(super) struct NewPack {
     file: PackFile,
     /// Base name of its store path.
     base_name: String,
-    /// Whether writing failed, so that the pack will not be kept.
-    failed: AtomicBool,
 }
 
 impl NewPack {
     /// Creates an empty pack.
     pub(super) fn new(file: PackFile, path: &PlannedPath) -> Self {
-        Self { file, base_name: path.path.base_name().to_owned(), failed: AtomicBool::new(false) }
+        Self { file, base_name: path.path.base_name().to_owned() }
     }
 
     /// Returns the file.
-    pub(super) fn file(&self) -> &Arc<UnnamedFile> {
+    pub(super) fn file(&self) -> &UnfinishedPack {
         &self.file.file
     }
 
     /// Returns whether it will be kept.
     pub(super) fn is_intact(&self) -> bool {
-        !self.failed.load(Ordering::Relaxed)
+        !self.file().is_discarded()
     }
 
     /// Writes bytes at a position. After an error the pack is discarded.
     pub(super) fn write_at(&self, slices: &mut [IoSlice<'_>], at: u64) -> Result<(), CacheError> {
-        if !self.is_intact() {
-            return Ok(());
-        }
-        write_all_at(self.file().file(), slices, at, &|_| false).map_err(|source| self.abort(source))
+        let written = self.file().write(|file| write_all_at(file, slices, at, &|_| false));
+        written.unwrap_or(Ok(())).map_err(|source| self.discard(source))
     }
 
-    fn abort(&self, source: io::Error) -> CacheError {
-        self.failed.store(true, Ordering::Relaxed);
-        // Free the space for others.
-        let _ = self.file().file().set_len(0);
+    fn discard(&self, source: io::Error) -> CacheError {
+        self.file().discard();
         CacheError { action: "write a pack", path: PathBuf::from(&self.base_name), source }
     }
 
-    /// Copies the segments that only the image has, and writes the index.
+    /// Copies the segments that only the image has, and writes the index. Returns `None` if the pack was discarded.
     pub(super) fn complete(
         &self,
         job: &KeepJob,
         head: &PackHead<'_>,
         image: Option<&File>,
-    ) -> Result<PackIdentity, CacheError> {
+    ) -> Result<Option<PackIdentity>, CacheError> {
         let mut buffer = Vec::new();
-        let copied = job.from_image.iter().try_for_each(|part| {
-            buffer.resize(part.bytes as usize, 0);
-            let image = image.ok_or(io::ErrorKind::NotFound)?;
-            image.read_exact_at(&mut buffer, part.image_at)?;
-            self.file().file().write_all_at(&buffer, part.pack_at)
+        let completed = self.file().write(|pack| {
+            for part in &job.from_image {
+                buffer.resize(part.bytes as usize, 0);
+                let image = image.ok_or(io::ErrorKind::NotFound)?;
+                image.read_exact_at(&mut buffer, part.image_at)?;
+                pack.write_all_at(&buffer, part.pack_at)?;
+            }
+            let index = write_index(pack, job.end, head, &job.segments)?;
+            Ok(PackIdentity { index, segments_bytes: job.end })
         });
-        copied
-            .and_then(|()| write_index(self.file().file(), job.end, head, &job.segments))
-            .map(|index| PackIdentity { index, segments_bytes: job.end })
-            .map_err(|source| self.abort(source))
+        completed.transpose().map_err(|source| self.discard(source))
     }
 }
 
@@ -120,7 +115,7 @@ impl PackKeeper for CacheKeeper<'_> {
 /// Receives a single pack, for the caller.
 pub(super) struct SinglePack {
     /// The file of the pack.
-    pub(super) file: Arc<UnnamedFile>,
+    pub(super) file: Arc<UnfinishedPack>,
     /// Whether it is complete.
     pub(super) whole: AtomicBool,
     /// The first error.
@@ -130,7 +125,7 @@ pub(super) struct SinglePack {
 impl SinglePack {
     /// Creates a receiver for a pack in this file.
     pub(super) fn new(file: UnnamedFile) -> Self {
-        Self { file: Arc::new(file), whole: AtomicBool::new(false), first_error: Mutex::new(None) }
+        Self { file: Arc::new(UnfinishedPack::new(file)), whole: AtomicBool::new(false), first_error: Mutex::new(None) }
     }
 
     /// Records an error, unless there is an earlier one.

@@ -7,6 +7,7 @@ use crate::pack::SHARED_BLOCK_BYTES;
 use crate::threads::join;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, fstatfs};
+use nix::sys::uio::pwritev;
 use program::atomic_file::sync_directory_of;
 use program::unnamed_file::UnnamedFile;
 use rustix::fs::copy_file_range;
@@ -85,7 +86,8 @@ impl<'a> ImageFile<'a> {
     /// The directory of `target` is missing or not writable, or `target` is a directory or a device.
     pub(super) fn create(target: &Path, durability: Durability, make_room: MakeRoom<'a>) -> Result<Self, OutputError> {
         crate::output::check(target)?;
-        let file = UnnamedFile::create_sibling(target).map_err(io_error("create a file beside", target))?;
+        let file = with_room(make_room, 0, || UnnamedFile::create_sibling(target))
+            .map_err(io_error("create a file beside", target))?;
         let write_back = if durability == Durability::Synced || fs::symlink_metadata(target).is_ok() {
             WriteBack::start(file.file())
         } else {
@@ -116,6 +118,19 @@ impl<'a> ImageFile<'a> {
         write_all_at(self.file(), slices, at, self.make_room).map_err(io_error("write", &self.target))?;
         self.write_back.wrote(bytes as u64);
         Ok(())
+    }
+
+    /// Tries something that needs a little space beside the image. On a full disk it tries again while space can be freed.
+    ///
+    /// # Errors
+    /// Those of `attempt`.
+    pub(super) fn with_room<T>(&self, attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        with_room(self.make_room, 0, attempt)
+    }
+
+    /// Returns the path that the image will have.
+    pub(super) fn target(&self) -> &Path {
+        &self.target
     }
 
     /// Reads bytes that were written before.
@@ -244,20 +259,15 @@ impl<'a> ImageFile<'a> {
     pub(super) fn publish(mut self, seal: Option<&Sidecar>) -> Result<Published, BuildError> {
         let mut seal_to_publish = seal;
         if self.durability == Durability::UnsyncedIfNew && fs::symlink_metadata(&self.target).is_err() {
-            seal_to_publish.take().map_or(Ok(()), Sidecar::publish)?;
+            seal_to_publish.take().map_or(Ok(()), |seal| seal.publish(&self))?;
             // A full disk, and file systems that cannot rename in this way, are left to the code below.
             if self.file.publish_new(&self.target).is_ok() {
                 return Ok(self.published(false)?);
             }
         }
         self.sync(seal)?;
-        seal_to_publish.map_or(Ok(()), Sidecar::publish)?;
-        loop {
-            match self.file.publish(&self.target) {
-                Err(error) if is_full(&error) && (self.make_room)(0) => {}
-                other => break other.map_err(io_error("put in place", &self.target))?,
-            }
-        }
+        seal_to_publish.map_or(Ok(()), |seal| seal.publish(&self))?;
+        self.with_room(|| self.file.publish(&self.target)).map_err(io_error("put in place", &self.target))?;
         // Both are in this directory.
         sync_directory_of(&self.target).map_err(io_error("put in place", &self.target))?;
         Ok(self.published(true)?)
@@ -292,17 +302,30 @@ pub(super) fn write_all_at(
     while !slices.is_empty() {
         let offset = i64::try_from(at).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let left: usize = slices.iter().map(|slice| slice.len()).sum();
-        let written = match nix::sys::uio::pwritev(file, &slices[..slices.len().min(MAX_SLICES)], offset) {
+        let some = &slices[..slices.len().min(MAX_SLICES)];
+        let written = match with_room(make_room, left as u64, || Ok(pwritev(file, some, offset)?)) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => written,
-            Err(nix::errno::Errno::EINTR) => continue,
-            Err(errno) if is_full(&errno.into()) && make_room(left as u64) => continue,
-            Err(errno) => return Err(errno.into()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            written => written?,
         };
         at += written as u64;
         IoSlice::advance_slices(&mut slices, written);
     }
     Ok(())
+}
+
+/// Tries something that needs `bytes` bytes on the disk, again and again while the disk is full and space can be freed.
+fn with_room<T>(make_room: MakeRoom<'_>, bytes: u64, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let mut is_last = false;
+    loop {
+        match attempt() {
+            Err(error) if is_full(&error) && !is_last => {
+                // Another thread may have freed space after the attempt and left nothing to remove.
+                is_last = !make_room(bytes);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Maximum number of slices in one system call, `IOV_MAX` of Linux.

@@ -191,10 +191,13 @@ impl Sidecar {
     ///
     /// # Errors
     /// The directory is not writable, or the disk is full.
-    pub(super) fn create(seal: &Seal, image: &Path) -> Result<Self, WriteError> {
-        let path = sidecar_path(image);
-        let file = UnnamedFile::create_sibling(&path)
-            .and_then(|file| file.file().write_all_at(text(seal).as_bytes(), 0).map(|()| file));
+    pub(super) fn create(seal: &Seal, image: &ImageFile<'_>) -> Result<Self, WriteError> {
+        let path = sidecar_path(image.target());
+        let file = image.with_room(|| {
+            let file = UnnamedFile::create_sibling(&path)?;
+            file.file().write_all_at(text(seal).as_bytes(), 0)?;
+            Ok(file)
+        });
         match file {
             Ok(file) => Ok(Self { file, path }),
             Err(source) => Err(WriteError { path, source }),
@@ -213,8 +216,8 @@ impl Sidecar {
     ///
     /// # Errors
     /// It cannot be linked or renamed.
-    pub(super) fn publish(&self) -> Result<(), WriteError> {
-        self.file.publish(&self.path).map_err(|source| self.error(source))
+    pub(super) fn publish(&self, image: &ImageFile<'_>) -> Result<(), WriteError> {
+        image.with_room(|| self.file.publish(&self.path)).map_err(|source| self.error(source))
     }
 
     fn error(&self, source: io::Error) -> WriteError {

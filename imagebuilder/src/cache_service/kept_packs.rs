@@ -6,14 +6,13 @@ use super::{PackStore, WantedPack, in_one_line, reopen};
 use crate::build::{BuildError, PackRequest, make_pack};
 use crate::cache::block_hashes::BlocksOf;
 use crate::cache::maintenance::{GcMode, gc};
-use crate::cache::{Cache, CacheError};
+use crate::cache::{Cache, CacheError, UnfinishedPack};
 use crate::open_files::OpenFiles;
 use crate::pack::block_hashes::BlockHashes;
 use crate::pack::{PackFile, PackOpener, settings_name};
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
 use crate::verity::{BLOCK_BYTES, hash_blocks};
-use program::unnamed_file::UnnamedFile;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io;
@@ -61,7 +60,12 @@ impl KeptPacks {
     }
 
     /// Makes a pack. If the disk is full, it removes the least recently used packs and tries once more.
-    fn make_in(&self, cache: &Cache, wanted: &WantedPack, cancel: &AtomicBool) -> Result<Arc<UnnamedFile>, BuildError> {
+    fn make_in(
+        &self,
+        cache: &Cache,
+        wanted: &WantedPack,
+        cancel: &AtomicBool,
+    ) -> Result<Arc<UnfinishedPack>, BuildError> {
         let path = &planned(wanted);
         let location = &self.options.store_dir.join(path.path.base_name());
         let directory = &cache.pack_directory(&wanted.settings);
