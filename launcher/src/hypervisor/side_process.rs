@@ -50,6 +50,11 @@ pub(super) fn virtiofsd(builder: &LaunchBuilder<'_>, checked: &CheckedShare, tag
     if share.read_only {
         arguments.push("--readonly".to_owned());
     }
+    if share.closure.is_some() {
+        // Each path of the view is a mount. The guest would mount each one too, which takes minutes at shutdown, and
+        // could not have the share below an overlay.
+        arguments.push("--no-announce-submounts".to_owned());
+    }
     if tag_provider == TagProvider::Daemon {
         arguments.push(format!("--tag={}", share.tag));
     }
