@@ -212,7 +212,13 @@ in
     glibc
     binutils
     ;
-  inherit (deb) erofs-utils;
+  inherit (deb) erofs-utils python3;
+  composefs = final.writeTextFile {
+    name = "composefs";
+    destination = "/bin/mkcomposefs";
+    executable = true;
+    text = "#!${final.python3}/bin/python3\n" + builtins.readFile ./mkcomposefs.py;
+  };
   # Debian has it in a directory in which no program looks for it.
   virtiofsd = final.runCommand "virtiofsd" {
     inherit (deb.virtiofsd) version;
@@ -332,7 +338,8 @@ in
   xonsh = empty "xonsh";
   fish = empty "fish";
   zsh = empty "zsh";
-  python3 = empty "python3";
+  # Only a switch to another system uses it.
+  move-mount-beneath = empty "move-mount-beneath";
   rustPlatform = {
     buildRustPackage = args: empty (args.pname or "rust");
   };
