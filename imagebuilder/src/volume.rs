@@ -3,7 +3,7 @@
 //! The file system's mkfs program creates it in a hidden file beside the output. The result is checked, and then renamed
 //! by a call that fails if the output exists. So a volume is never overwritten, and never incomplete.
 
-pub use volume_maker::{FileSystem, LabelProblem, ReadBackError};
+pub use volume_maker::{FileSystem, LabelProblem, ReadBackError, TooSmall};
 
 use nix::sys::stat::{Mode, umask};
 use program::place::Place;
@@ -61,6 +61,9 @@ pub enum RequestProblem {
         /// The size.
         bytes: u64,
     },
+    /// The file system does not fit.
+    #[error(transparent)]
+    TooSmall(TooSmall),
     /// No file is that long.
     #[error("the size is {bytes} bytes, but no file can be longer than {} bytes", i64::MAX)]
     TooLong {
@@ -195,6 +198,8 @@ fn problems(request: &VolumeRequest) -> Vec<RequestProblem> {
         problems.push(RequestProblem::Size { bytes: request.size_bytes });
     } else if i64::try_from(request.size_bytes).is_err() {
         problems.push(RequestProblem::TooLong { bytes: request.size_bytes });
+    } else if let Err(too_small) = request.file_system.check_size(request.size_bytes, &request.mkfs_arguments) {
+        problems.push(RequestProblem::TooSmall(too_small));
     }
     let file_system = request.file_system;
     if let Some(label) = &request.label

@@ -223,11 +223,35 @@ fn a_mkfs_that_fails_leaves_nothing() {
         return;
     }
     let workspace = Workspace::new();
-    let run = workspace.run("volume create volume --size 1M --fs xfs");
+    let run = workspace.run("volume create volume --size 1M --fs xfs --mkfs-arg=-q");
     assert_eq!(run.code, 1);
     assert!(run.stderr.starts_with("error: mkfs.xfs failed (exit status: 1): "), "{}", run.stderr);
     assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
     assert_eq!(workspace.names(), [""; 0]);
+}
+
+#[test]
+fn a_volume_that_is_too_small_for_its_filesystem_is_refused_before_mkfs_runs() {
+    let workspace = Workspace::new();
+    for (file_system, min_bytes, min) in [
+        ("ext4", 224 << 10, "224 KiB"),
+        ("vfat", 50 << 10, "50 KiB"),
+        ("btrfs", 109 << 20, "109 MiB"),
+        ("xfs", 300 << 20, "300 MiB"),
+    ] {
+        for (bytes, size) in [(512, "512 bytes".to_owned()), (min_bytes - 512, format!("{} bytes", min_bytes - 512))] {
+            workspace.run(&format!("volume create volume --size {bytes} --fs {file_system}")).failure(
+                2,
+                &format!(
+                    "error: cannot create the volume volume: {file_system} needs at least {min}, but the size is {size}\n"
+                ),
+            );
+        }
+        if has_tool(&format!("mkfs.{file_system}")) {
+            workspace.run(&format!("volume create {file_system} --size {min_bytes} --fs {file_system}")).success();
+        }
+    }
+    assert!(!workspace.path("volume").exists());
 }
 
 #[test]
@@ -236,7 +260,7 @@ fn a_mkfs_that_creates_another_filesystem_is_an_error() {
     let mkfs = workspace.path("mkfs.btrfs");
     testing::write_program(&mkfs, "#!/bin/sh\nexit 0\n");
     let path = format!("{}:{}", workspace.root().display(), std::env::var("PATH").unwrap());
-    let mut command = workspace.command("volume create volume --size 1M --fs btrfs".split(' '));
+    let mut command = workspace.command("volume create volume --size 128M --fs btrfs".split(' '));
     let output = command.env("PATH", path).output().unwrap();
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),

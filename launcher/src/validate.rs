@@ -20,6 +20,7 @@ pub use checked::{
     DiskBackend, DiskRole, HotplugMemory, InterfaceKind, Kernel, LiveStore, Memory, View,
 };
 pub use findings::Problem;
+pub(crate) use storage::OWN_FILES;
 
 use crate::capability::uses;
 use crate::spec::{HypervisorSections, MachineSpec};

@@ -4,13 +4,16 @@ mod copy;
 mod format;
 mod grow;
 mod lock;
+mod loop_device;
+mod own_files;
 mod same_file;
 
 pub use copy::{Copied, CopyError, CopyOwner, copy};
 pub use format::check_format;
 pub use grow::{GrowError, Grown, grow};
 pub use lock::{ImageLock, LockHolder, LockRequest, LockTime, VolumeLock, inspect_locks, lock_created, lock_volumes};
-pub(crate) use lock::{ImageNumber, LOCK_DIRECTORY_MODE, LOCK_ENDING};
+pub(crate) use lock::{ImageNumber, LOCK_DIRECTORY_MODE, LOCK_ENDING, require_no_loop_user};
+pub use own_files::{own_files_in_use, require_no_own_file};
 pub use same_file::{SameFile, same_files};
 pub use volume_maker::{FoundFileSystem, file_system};
 
@@ -21,6 +24,7 @@ use crate::programs::{NotInstalled, not_installed};
 use crate::shell::quote;
 use crate::spec::ImageType;
 use nix::fcntl::OFlag;
+use nix::sys::statvfs::statvfs;
 use program::place::Place;
 use program::user::Identity;
 use std::ffi::OsString;
@@ -29,7 +33,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use volume_maker::{CommandOutput, CreateError, FileSystem, RunError, VolumeRequest, is_recognised};
+use volume_maker::{CommandOutput, CreateError, FileSystem, RunError, TooSmall, VolumeRequest, is_recognised};
 
 /// The mode of a new volume: only the user who runs the machine can access it.
 const VOLUME_MODE: u32 = 0o600;
@@ -107,6 +111,27 @@ pub enum VolumeError {
          only one may use a volume at a time"
     )]
     Claimed(HostPath),
+    /// A loop device shows the file, and is in use.
+    #[error(
+        "volume {path}: the loop device {} shows this file and is in use: it is mounted, or another machine has it; only \
+         one may use a volume at a time, so unmount it or stop that machine", .device.display()
+    )]
+    Attached {
+        /// The image.
+        path: HostPath,
+        /// The loop device.
+        device: PathBuf,
+    },
+    /// It is a file of the machine that something else reads or replaces.
+    #[error("volume {path} is the file {own}, {role}; choose another name")]
+    OwnFile {
+        /// The image.
+        path: HostPath,
+        /// The file.
+        own: HostPath,
+        /// What the file is for.
+        role: String,
+    },
     /// The lock file cannot be used.
     #[error("volume {path} cannot be locked: {}: {source}{}", .lock.display(), owner_remedy(.path, .lock, .source))]
     Lock {
@@ -116,6 +141,14 @@ pub enum VolumeError {
         lock: PathBuf,
         /// The cause.
         source: io::Error,
+    },
+    /// It would be too small for its file system.
+    #[error("volume {path}: {source}; set `size`, whose unit is MiB, or create the volume yourself")]
+    TooSmall {
+        /// The image.
+        path: HostPath,
+        /// The sizes.
+        source: TooSmall,
     },
     /// Two volumes are the same file.
     #[error("volumes {first} and {second} are the same file; a file that is written to must not be used twice")]
@@ -146,6 +179,14 @@ pub enum VolumeError {
     /// A signal asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
+}
+
+/// A disk with less space than this is full: the last blocks are too few for most writes.
+const ALMOST_NO_BYTES: u64 = 1 << 20;
+
+/// Whether the disk with this file or directory is full. Programs that cannot write do not all say so.
+pub(crate) fn is_almost_full(path: &Path) -> bool {
+    statvfs(path).is_ok_and(|found| found.blocks_available() * found.fragment_size() < ALMOST_NO_BYTES)
 }
 
 /// Whether a volume was created.
@@ -182,6 +223,18 @@ pub fn make_ready(
             created => return created.map(|()| VolumeState::Created),
         }
     }
+}
+
+/// Checks that a volume that does not exist is large enough for its file system, without creating it.
+///
+/// # Errors
+/// Returns [`VolumeError::TooSmall`].
+pub fn check_size(volume: &VolumeNeed, creation: &VolumeCreation) -> Result<(), VolumeError> {
+    // A file system that cannot be created is reported with the missing programs.
+    let Some(file_system) = FileSystem::from_name(&volume.fs_type) else { return Ok(()) };
+    file_system
+        .check_size(creation.size_mib << 20, &creation.mkfs_extra_args)
+        .map_err(|source| VolumeError::TooSmall { path: volume.image.clone(), source })
 }
 
 /// Checks an existing volume against the machine spec, without changing anything.
@@ -281,6 +334,7 @@ fn create(
         CreateError::File(source) => failed(source),
         CreateError::Exists => failed(io::ErrorKind::AlreadyExists.into()),
         CreateError::NoProgram { program } => no_mkfs(program),
+        CreateError::TooSmall(source) => VolumeError::TooSmall { path: volume.image.clone(), source },
         source => match interruption.check() {
             Err(interrupted) => interrupted.into(),
             Ok(()) => VolumeError::Create { path: volume.image.clone(), source },

@@ -500,6 +500,66 @@ fn assert_refused_inside(host: &Host, place: &[&str], script: &str, reason: &str
 }
 
 #[test]
+fn a_volume_that_is_too_small_for_its_file_system_is_reported_before_the_start() {
+    let host = Host::new();
+    let volume = |extra: Value| {
+        let mut volume = json!({"image": "var.img", "fsType": "xfs", "size": 64, "label": "state"});
+        volume.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        json!({"volumes": [volume]})
+    };
+    for command in [["check", "--host"].as_slice(), &["volumes"], &["run"]] {
+        let (succeeded, printed) = host.say(command, volume(json!({})));
+        let expected = "var.img: xfs needs at least 300 MiB, but the size is 64 MiB; set `size`";
+        assert!(!succeeded && printed.contains(expected), "{command:?}: {printed}");
+        assert!(!host.path("var.img").exists());
+    }
+    let (succeeded, printed) = host.say(&["check", "--host"], volume(json!({"fsType": "ext4"})));
+    assert!(succeeded, "{printed}");
+    // One that exists is not created.
+    let image = host.path("var.img");
+    fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    if run("mkfs.ext4", &["-q", "-L", "state"], &image) {
+        let (succeeded, printed) = host.say(&["check", "--host"], volume(json!({"fsType": "ext4", "size": 1})));
+        assert!(succeeded, "{printed}");
+    }
+}
+
+#[test]
+fn a_volume_that_is_a_file_of_its_machine_under_another_name_is_refused_and_unchanged() {
+    let host = Host::new();
+    fs::write(host.path("flake"), "github:some/flake").unwrap();
+    std::os::unix::fs::symlink("flake", host.path("link")).unwrap();
+    let before = fs::read(host.path("bzImage")).unwrap();
+    let absolute = |name: &str| host.path(name).to_str().unwrap().to_owned();
+    for (image, own) in [
+        (absolute("flake"), "flake"),
+        ("x/../flake".to_owned(), "flake"),
+        ("link".to_owned(), "flake"),
+        // It does not exist yet.
+        (absolute("microvm.log"), "microvm.log"),
+        (format!("{}/./booted", host.path("").display()), "booted"),
+        (absolute("bzImage"), "bzImage"),
+        ("x/../bzImage".to_owned(), "bzImage"),
+    ] {
+        let fields = json!({"volumes": [{"image": image, "size": 1, "fsType": "ext4"}]});
+        for command in [["check", "--host"].as_slice(), &["volumes"], &["run"]] {
+            let (succeeded, printed) = host.say(command, fields.clone());
+            let expected = format!("is the file {own}, ");
+            assert!(!succeeded && printed.contains(&expected), "{command:?} {image}: {printed}");
+        }
+    }
+    assert_eq!(fs::read_to_string(host.path("flake")).unwrap(), "github:some/flake");
+    assert_eq!(fs::read(host.path("bzImage")).unwrap(), before);
+    assert!(!host.path("microvm.log").exists() && !host.path("booted").exists());
+    // The state directory of another machine is another directory.
+    let other = tempfile::tempdir().unwrap();
+    let image = other.path().join("flake").to_str().unwrap().to_owned();
+    let (succeeded, printed) =
+        host.say(&["check", "--host"], json!({"volumes": [{"image": image, "size": 1, "fsType": "ext4"}]}));
+    assert!(succeeded, "{printed}");
+}
+
+#[test]
 fn check_reports_a_full_disk_as_run_does() {
     if !is_root() {
         return;

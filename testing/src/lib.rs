@@ -17,9 +17,11 @@
 
 mod disk;
 mod nar;
+mod small_disk;
 
 pub use disk::Disk;
 pub use nar::nar_sha256;
+pub use small_disk::SmallDisk;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

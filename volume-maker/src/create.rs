@@ -1,6 +1,6 @@
 //! Creating a volume.
 
-use crate::file_system::FileSystem;
+use crate::file_system::{FileSystem, TooSmall};
 use crate::read_back::{self, ReadBackError};
 use crate::{mkfs, sparse};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
@@ -72,6 +72,9 @@ pub enum CreateError {
     /// Something else has its name, which appeared in the meantime.
     #[error("a file of this name was created by another process in the meantime")]
     Exists,
+    /// Its size is too small for the file system.
+    #[error(transparent)]
+    TooSmall(#[from] TooSmall),
     /// The directories cannot be prepared.
     #[error("cannot prepare the directories of the volume")]
     Tree(#[source] io::Error),
@@ -118,6 +121,7 @@ pub enum CreateError {
 /// The mkfs program is missing or fails, the disk is full, or another process has created a file of that name. Nothing
 /// remains then.
 pub fn create(place: &Place, request: &VolumeRequest<'_>, run: &mut Run<'_>) -> Result<(), CreateError> {
+    request.file_system.check_size(request.size_bytes, request.mkfs_arguments)?;
     let program = request.file_system.mkfs_program();
     // Before anything is created.
     mkfs::find(program).ok_or(CreateError::NoProgram { program })?;

@@ -1,6 +1,6 @@
 //! The filesystems of volumes: their programs, packages and labels.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use thiserror::Error;
 
 /// Characters that a FAT label cannot contain (Microsoft's FAT specification, section 6.1, and `mkfs.fat`).
@@ -45,6 +45,26 @@ pub enum LabelProblem {
         /// The first such character.
         character: char,
     },
+}
+
+/// A volume is too small for a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{} needs at least {}, but the size is {}", .file_system.name(), size(*.min_bytes), size(*.size_bytes))]
+pub struct TooSmall {
+    /// The file system.
+    pub file_system: FileSystem,
+    /// The size of the volume.
+    pub size_bytes: u64,
+    /// The minimum.
+    pub min_bytes: u64,
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        _ if bytes > 0 && bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
+        _ if bytes > 0 && bytes.is_multiple_of(1 << 10) => format!("{} KiB", bytes >> 10),
+        _ => format!("{bytes} bytes"),
+    }
 }
 
 impl FileSystem {
@@ -138,6 +158,34 @@ impl FileSystem {
         }
     }
 
+    /// Returns the smallest size in bytes with which its mkfs program creates it without additional arguments; `None` if it
+    /// is not known.
+    pub fn min_bytes(self) -> Option<u64> {
+        match self {
+            // Measured with mke2fs 1.47 and blocks of 4 KiB.
+            Self::Ext2 | Self::Ext3 | Self::Ext4 => Some(224 << 10),
+            // Since xfsprogs 5.19: mkfs.xfs(8), `--unsupported`.
+            Self::Xfs => Some(300 << 20),
+            // btrfs_min_dev_size in mkfs/common.c, with nodes of 16 KiB and duplicated metadata.
+            Self::Btrfs => Some(109 << 20),
+            // Measured with mkfs.fat 4.2.
+            Self::Vfat => Some(50 << 10),
+            Self::F2fs => None,
+        }
+    }
+
+    /// Checks that a volume is large enough for the file system. Additional arguments for mkfs can make it smaller, such as
+    /// `--mixed` of Btrfs, so mkfs decides then.
+    ///
+    /// # Errors
+    /// The size is too small.
+    pub fn check_size(self, size_bytes: u64, mkfs_arguments: &[impl AsRef<OsStr>]) -> Result<(), TooSmall> {
+        match self.min_bytes().filter(|min_bytes| size_bytes < *min_bytes && mkfs_arguments.is_empty()) {
+            Some(min_bytes) => Err(TooSmall { file_system: self, size_bytes, min_bytes }),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the arguments of the mkfs program, without the name of the file and the user's arguments.
     pub(crate) fn mkfs_arguments(self, label: Option<&str>) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = match self {
@@ -180,6 +228,22 @@ mod tests {
             assert_eq!(file_system.check_label(""), Err(LabelProblem::Empty));
             assert_eq!(file_system.check_label("a\nb"), Err(LabelProblem::Character { character: '\n' }));
         }
+    }
+
+    #[test]
+    fn a_size_is_too_small_unless_arguments_for_mkfs_may_allow_it() {
+        for file_system in FileSystem::ALL {
+            let Some(min_bytes) = file_system.min_bytes() else { continue };
+            assert_eq!(file_system.check_size(min_bytes, &[""; 0]), Ok(()));
+            let too_small = file_system.check_size(min_bytes - 512, &[""; 0]).unwrap_err();
+            assert!(
+                too_small.to_string().starts_with(&format!("{} needs at least ", file_system.name())),
+                "{too_small}"
+            );
+            assert_eq!(file_system.check_size(512, &["--mixed"]), Ok(()));
+        }
+        let too_small = FileSystem::Xfs.check_size(64 << 20, &[""; 0]).unwrap_err();
+        assert_eq!(too_small.to_string(), "xfs needs at least 300 MiB, but the size is 64 MiB");
     }
 
     #[test]

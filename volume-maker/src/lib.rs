@@ -26,7 +26,7 @@ mod sparse;
 mod superblock;
 
 pub use create::{CommandOutput, CreateError, Run, RunError, VolumeRequest, create, plain_path};
-pub use file_system::{FileSystem, LabelProblem};
+pub use file_system::{FileSystem, LabelProblem, TooSmall};
 pub use image_format::{FormatKind, ImageFormat, image_format};
 pub use mkfs::find as find_program;
 pub use read_back::ReadBackError;

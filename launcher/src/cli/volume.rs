@@ -9,7 +9,7 @@ use launcher::state::RuntimeDirectory;
 use launcher::suspend::is_suspended;
 use launcher::volumes::{
     Copied, CopyError, CopyOwner, GrowError, Grown, ImageLock, LockRequest, LockTime, VolumeError, VolumeLock, copy,
-    grow, lock_volumes,
+    grow, lock_volumes, require_no_own_file,
 };
 use program::failure::Failure;
 use program::output::message;
@@ -109,6 +109,7 @@ impl Target {
     fn find(&self, interruption: &Interruption) -> Result<MachineVolume, Failure> {
         let runtime = RuntimeDirectory::locate().map_err(failed)?;
         let launch = self.launch(&runtime, interruption)?;
+        require_no_own_file(&launch).map_err(failed)?;
         let is_meant = |need: &&VolumeNeed| {
             let file_name = need.image.as_path().file_name().and_then(|name| name.to_str());
             let names = [Some(need.image.as_str()), file_name, need.mount_point.as_deref(), need.label.as_deref()];

@@ -3,7 +3,7 @@
 use super::machine::{failed, launch_of, watch_signals};
 use super::spec_file::{SpecArguments, read};
 use launcher::state::RuntimeDirectory;
-use launcher::volumes::{VolumeError, VolumeState, make_ready};
+use launcher::volumes::{VolumeError, VolumeState, make_ready, require_no_own_file};
 use program::failure::Failure;
 use program::output::print;
 use program::user::Identity;
@@ -26,6 +26,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     overrides.require_state_directory()?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let launch = launch_of(&spec, overrides, &runtime, &interruption)?;
+    require_no_own_file(&launch).map_err(failed)?;
     let identity = launch.user.as_deref().map(Identity::of).transpose().map_err(failed)?;
     let identity = identity.filter(|_| nix::unistd::geteuid().is_root());
     let (mut done, mut problems) = (Vec::new(), Vec::new());

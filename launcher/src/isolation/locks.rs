@@ -3,7 +3,7 @@
 
 use super::IsolationError;
 use crate::launch::{Access, VolumeNeed};
-use crate::volumes::{ImageNumber, LOCK_DIRECTORY_MODE, LOCK_ENDING};
+use crate::volumes::{ImageNumber, LOCK_DIRECTORY_MODE, LOCK_ENDING, require_no_loop_user};
 use nix::libc::{S_IFBLK, S_IFMT};
 use program::place::Place;
 use std::fs;
@@ -20,7 +20,7 @@ pub(super) struct LockFile {
 /// Creates the lock files of an existing volume.
 ///
 /// # Errors
-/// Returns [`IsolationError::File`].
+/// Returns [`IsolationError::File`], or [`IsolationError::Volume`] if another process uses the volume by a loop device.
 pub(super) fn of_volume(volume: &VolumeNeed, runtime: &Path) -> Result<Vec<LockFile>, IsolationError> {
     let image = volume.image.as_path();
     if !volume.image.is_absolute() || (volume.access == Access::Read && image.starts_with("/nix/store")) {
@@ -29,6 +29,8 @@ pub(super) fn of_volume(volume: &VolumeNeed, runtime: &Path) -> Result<Vec<LockF
     let failed = || IsolationError::file(image);
     let place = Place::of(image).map_err(failed())?;
     let stat = place.stat().map_err(failed())?.ok_or_else(|| failed()(io::ErrorKind::NotFound.into()))?;
+    // The machine does not see the loop devices of its images, nor the files of its loop devices.
+    require_no_loop_user(&stat, volume)?;
     let by_number = |number: ImageNumber, rights| -> Result<LockFile, IsolationError> {
         let path = number.lock(runtime);
         let place = Place::with_parents(&path, LOCK_DIRECTORY_MODE, None).map_err(IsolationError::file(&path))?;

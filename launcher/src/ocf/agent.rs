@@ -439,7 +439,7 @@ impl<'run> Agent<'run> {
                 // The machine may run on another node that shares the volume.
                 Err(VolumeError::InUse { holder, .. }) if holder.is_on_another_host() => {}
                 // By this host, not by the machine.
-                Err(VolumeError::Claimed(_)) => {}
+                Err(VolumeError::Claimed(_) | VolumeError::Attached { .. }) => {}
                 Err(error @ VolumeError::InUse { .. }) => return Ok(Some(error.to_string())),
                 locked => locked?,
             }
@@ -545,7 +545,60 @@ pub(super) fn system(action: &'static str) -> impl Fn(io::Error) -> AgentError {
 
 #[cfg(test)]
 mod tests {
-    use super::last_errors;
+    use super::*;
+    use crate::facts::HostFacts;
+    use crate::hypervisor::lower;
+    use crate::path::HostPath;
+    use nix::fcntl::{FcntlArg, fcntl};
+    use nix::libc::{F_WRLCK, SEEK_SET, flock};
+    use std::fs::{self, File};
+    use std::path::Path;
+
+    /// Locks a file as another process does, until it is dropped.
+    fn lock(path: &Path) -> File {
+        let file = File::options().read(true).write(true).open(path).unwrap();
+        let whole = flock { l_type: F_WRLCK as i16, l_whence: SEEK_SET as i16, l_start: 0, l_len: 0, l_pid: 0 };
+        fcntl(&file, FcntlArg::F_OFD_SETLK(&whole)).unwrap();
+        file
+    }
+
+    #[test]
+    fn what_is_left_of_a_machine_on_one_volume_is_not_hidden_by_another_volume_that_another_host_uses() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let state_dir = path("machines").to_str().unwrap().to_owned();
+        fs::create_dir_all(path("machines/web")).unwrap();
+        for image in ["a", "b"] {
+            fs::write(path("machines/web").join(image), "").unwrap();
+        }
+        fs::write(path("machines/web/a.lock"), "machine web, process 5 on another-host").unwrap();
+        fs::write(path("machines/web/b.lock"), "").unwrap();
+        let document = serde_json::json!({
+            "version": 1, "name": "web", "kernel": "bzImage",
+            "volumes": [{"image": "a", "autoCreate": false}, {"image": "b", "autoCreate": false}],
+        });
+        let spec = crate::validate::check(&serde_json::from_value(document).unwrap()).unwrap();
+        let facts = HostFacts::assumed(HostPath::new(path("machines/web").to_str().unwrap()));
+        let launch = lower(&spec, &facts, spec.hypervisor).unwrap();
+        let runtime = RuntimeDirectory::at(path("run"));
+        let state = runtime.machine("web").unwrap();
+        drop(state.lock_for_start(&path("machines/web")).unwrap());
+        state.write_launch(&launch).unwrap();
+
+        let values = [("name", "web"), ("runner", "/nix/store/x"), ("state_dir", state_dir.as_str())];
+        let value = |name: &str| values.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        let parameters = Parameters::parse(value).unwrap();
+        let layout = Layout::of_environment().with_machines(&parameters.state_dir);
+        let operation = Operation::parse(|_| None);
+        let agent = Agent { parameters, operation, layout, runtime, message: &|_| {} };
+        let elsewhere = lock(&path("machines/web/a.lock"));
+        // It writes its own name into the file of the volume that it can lock.
+        assert_eq!(agent.what_is_left().unwrap(), None, "the other host runs the machine");
+        let here = lock(&path("machines/web/b.lock"));
+        let reason = agent.what_is_left().unwrap().unwrap();
+        assert!(reason.contains("web/b is in use by machine web"), "{reason}");
+        drop((elsewhere, here));
+    }
 
     #[test]
     fn only_the_last_errors_of_a_start_are_reported_and_each_of_them_once() {

@@ -133,6 +133,7 @@ impl Prepared {
         let runtime = lock.runtime();
         vsock::require_free(launch, &runtime)?;
         let time = if lock.request().is_incoming { LockTime::Later } else { LockTime::Now };
+        volumes::require_no_own_file(launch)?;
         let request = LockRequest { time, ..lock_request(launch, &runtime, identity.as_ref()) };
         let wait = Duration::from_secs(lock.request().lock_wait_seconds);
         let mut locks = preparation.lock_volumes(request, wait, message)?;

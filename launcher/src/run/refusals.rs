@@ -17,7 +17,7 @@ use crate::side_processes;
 use crate::sockets::require_stale;
 use crate::state::RuntimeDirectory;
 use crate::suspend::{Resumption, Stamp, StampInputs, StartingGuest, SuspendError, require_own_macs};
-use crate::volumes::{VolumeError, check_format, inspect_locks};
+use crate::volumes::{VolumeError, check_format, check_size, inspect_locks, own_files_in_use};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::statvfs::statvfs;
@@ -159,13 +159,19 @@ impl Refusals<'_> {
     fn check_disks(&mut self, runtime: &RuntimeDirectory) {
         let launch = self.launch;
         let request = lock_request(launch, runtime, self.identity);
-        for (index, error) in inspect_locks(&launch.needs.volumes, request) {
+        for (index, error) in own_files_in_use(launch).into_iter().chain(inspect_locks(&launch.needs.volumes, request))
+        {
             self.add(&format!("volumes[{index}].image"), error.to_string());
         }
         for (index, volume) in launch.needs.volumes.iter().enumerate() {
             let path = self.absolute(&volume.image);
-            if volume.creation.is_some() && path.as_path().symlink_metadata().is_err() {
+            if let Some(creation) = &volume.creation
+                && path.as_path().symlink_metadata().is_err()
+            {
                 self.check_space(&format!("volumes[{index}].image"), path.as_path());
+                if let Err(error) = check_size(volume, creation) {
+                    self.add(&format!("volumes[{index}].size"), error.to_string());
+                }
             }
         }
         for disk in &launch.needs.probed_formats {

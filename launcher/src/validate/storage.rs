@@ -12,7 +12,7 @@ use volume_maker::FileSystem;
 /// The serial number that the image builder gives to a disk that it serves.
 const LIVE_SERIAL: &str = "nix-store";
 /// Files in the state directory that the launcher and the resource agent write and read.
-const OWN_FILES: [&str; 6] = ["booted", "clone.json", "current", "flake", "microvm.log", "toplevel"];
+pub(crate) const OWN_FILES: [&str; 6] = ["booted", "clone.json", "current", "flake", "microvm.log", "toplevel"];
 /// The length of a file is a signed number of 64 bits.
 const FILE_MAX_MIB: u64 = 1 << 43;
 /// `MAX_TAG_LEN` in qemu's hw/9pfs/9p.h without the final NUL.

@@ -1,19 +1,23 @@
 //! Growing a volume that no machine uses, and the file system in it if the host can do that.
 
+use super::is_almost_full;
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::programs::{NotInstalled, find_file_system_program};
-use nix::fcntl::OFlag;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::stat::fstat;
-use nix::unistd::{Uid, geteuid};
+use nix::unistd::{Uid, Whence, fchown, geteuid, lseek64};
 use program::child::{become_user, pass_descriptors};
 use program::place::{Place, descriptor_path};
 use program::user::{Identity, user_name};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
 use volume_maker::{file_system, image_format};
 
 /// Why a volume did not grow. Its content is unchanged.
@@ -57,21 +61,35 @@ pub enum GrowError {
         program: &'static str,
     },
     /// A program failed.
-    #[error("{program} failed on {path} with {status}: {output}")]
+    #[error("{program} failed on {path} with {status}: {output}{hint}")]
     Program {
         /// The program.
-        program: &'static str,
+        program: String,
         /// The image.
         path: PathBuf,
         /// Its exit status.
-        status: std::process::ExitStatus,
+        status: ExitStatus,
         /// Its output.
         output: String,
+        /// The remedy, if the disk is full.
+        hint: &'static str,
+    },
+    /// A copy of its file system could not grow.
+    #[error("{path} cannot grow, and is unchanged: {reason}{hint}")]
+    Rehearsal {
+        /// The image.
+        path: PathBuf,
+        /// What the program printed.
+        reason: String,
+        /// The remedy, if the disk is full.
+        hint: &'static str,
     },
     /// A signal asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
+
+const FULL: &str = "; the disk of the image is full: free some space there";
 
 /// What remains to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +106,8 @@ pub enum Grown {
 /// Returns [`GrowError`].
 pub fn grow(image: &Path, size_bytes: u64, interruption: &Interruption) -> Result<Grown, GrowError> {
     let failed = |source| GrowError::File { path: image.to_owned(), source };
-    let file = Place::of(image).and_then(|place| place.open(OFlag::O_RDWR)).map_err(failed)?;
+    let place = Place::of(image).map_err(failed)?;
+    let file = place.open(OFlag::O_RDWR).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     let not_raw = |what: &str| GrowError::NotRaw { path: image.to_owned(), what: what.to_owned() };
     if !metadata.is_file() {
@@ -107,17 +126,52 @@ pub fn grow(image: &Path, size_bytes: u64, interruption: &Interruption) -> Resul
     let tools = if is_ext { Some(ExtTools::find(image, &file)?) } else { None };
     if let Some(tools) = &tools {
         // Before the image grows, so that a damaged file system stays as it is.
-        tools.run("e2fsck", &["-f", "-p"], 1, interruption)?;
+        let mut check = tools.command("e2fsck", &[]);
+        tools.run(check.args(["-f", "-p"]).arg(descriptor_path(&file)), 1, interruption)?;
     }
-    file.set_len(size_bytes).and_then(|()| file.sync_all()).map_err(failed)?;
-    match tools {
-        Some(tools) => {
-            tools.run("resize2fs", &[], 0, interruption)?;
-            file.sync_all().map_err(failed)?;
-            Ok(Grown::WithFileSystem)
+    let Some(tools) = tools else {
+        file.set_len(size_bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+        return Ok(Grown::ImageOnly(found));
+    };
+    let written = tools.rehearse(&place, size_bytes, interruption)?;
+    file.set_len(size_bytes).map_err(failed)?;
+    if let Err(error) = reserve(&file, &written) {
+        // What is reserved beyond the old end is given back.
+        let _ = file.set_len(metadata.len());
+        return Err(failed(error));
+    }
+    file.sync_all().map_err(failed)?;
+    tools.resize()?;
+    file.sync_all().map_err(failed)?;
+    Ok(Grown::WithFileSystem)
+}
+
+/// Returns the ranges of a file that are no holes.
+fn data_ranges(file: &File) -> io::Result<Vec<Range<u64>>> {
+    let seek = |from, kind| match lseek64(file, from, kind) {
+        Ok(at) => Ok(Some(at)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(io::Error::from(errno)),
+    };
+    let (mut ranges, mut at) = (Vec::new(), 0);
+    while let Some(start) = seek(at, Whence::SeekData)? {
+        at = seek(start, Whence::SeekHole)?.unwrap_or(start);
+        ranges.push(start.unsigned_abs()..at.unsigned_abs());
+    }
+    Ok(ranges)
+}
+
+/// Makes the disk reserve space for ranges of a file, without changing its content. Does nothing on a file system that
+/// cannot reserve space.
+fn reserve(file: &File, ranges: &[Range<u64>]) -> io::Result<()> {
+    for range in ranges {
+        let (start, length) = (range.start.cast_signed(), (range.end - range.start).cast_signed());
+        match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, start, length) {
+            Err(Errno::EOPNOTSUPP) => return Ok(()),
+            reserved => reserved?,
         }
-        None => Ok(Grown::ImageOnly(found)),
     }
+    Ok(())
 }
 
 /// Whether an ext file system is at least a block shorter than its image. The superblock is described in
@@ -139,7 +193,7 @@ fn ext_is_shorter(image: &File, image_bytes: u64) -> io::Result<bool> {
 struct ExtTools<'a> {
     image: &'a Path,
     file: &'a File,
-    programs: [(&'static str, PathBuf); 2],
+    programs: [(&'static str, PathBuf); 3],
     /// The owner of the image. A guest wrote it, so root does not read it.
     owner: Option<Identity>,
 }
@@ -147,7 +201,7 @@ struct ExtTools<'a> {
 impl<'a> ExtTools<'a> {
     fn find(image: &'a Path, file: &'a File) -> Result<Self, GrowError> {
         let program = |name: &'static str| Ok::<_, NotInstalled>((name, find_file_system_program(name)?));
-        let programs = [program("e2fsck")?, program("resize2fs")?];
+        let programs = [program("e2fsck")?, program("resize2fs")?, program("e2image")?];
         let owner = fstat(file).map_err(|errno| GrowError::File { path: image.to_owned(), source: errno.into() })?;
         let owner = Uid::from_raw(owner.st_uid);
         let needs_user = geteuid().is_root() && !owner.is_root();
@@ -156,35 +210,82 @@ impl<'a> ExtTools<'a> {
         Ok(Self { image, file, programs, owner })
     }
 
-    /// Runs a program on the image. Exit codes up to `most` are a success.
-    fn run(
+    /// Grows a copy of the file system without its files, and returns the ranges that contain data afterwards. resize2fs that
+    /// fails leaves a damaged file system: so what could make it fail does so here, and the space that it needs is known.
+    fn rehearse(
         &self,
-        name: &'static str,
-        options: &[&str],
-        most: i32,
+        place: &Place,
+        size_bytes: u64,
         interruption: &Interruption,
-    ) -> Result<(), GrowError> {
-        let Some((_, program)) = self.programs.iter().find(|(known, _)| *known == name) else { return Ok(()) };
+    ) -> Result<Vec<Range<u64>>, GrowError> {
+        let failed = |source| GrowError::File { path: self.image.to_owned(), source };
+        // It has no name, and is gone when it is closed.
+        let copy = place.create().map_err(failed)?;
+        if let Some(owner) = &self.owner {
+            fchown(copy.file(), Some(owner.user()), Some(owner.group())).map_err(|errno| failed(errno.into()))?;
+        }
+        let (image, copied) = (descriptor_path(self.file), descriptor_path(copy.file()));
+        let mut save = self.command("e2image", &[copy.file()]);
+        let mut grow = self.command("resize2fs", &[copy.file()]);
+        self.run(save.arg("-r").arg(image).arg(&copied), 0, interruption)
+            .and_then(|()| copy.file().set_len(size_bytes).map_err(failed))
+            .and_then(|()| self.run(grow.arg(&copied), 0, interruption))
+            .map_err(|error| match error {
+                GrowError::Program { path, status, output, hint, .. } => {
+                    GrowError::Rehearsal { path, reason: reason_of(&output, status), hint }
+                }
+                error => error,
+            })?;
+        data_ranges(copy.file()).map_err(failed)
+    }
+
+    /// Grows the file system to the length of the image. No signal interrupts that.
+    fn resize(&self) -> Result<(), GrowError> {
+        let mut command = self.command("resize2fs", &[]);
+        let output = command.arg(descriptor_path(self.file)).stdin(Stdio::null()).process_group(0).output();
+        let ended = output.map_err(|source| GrowError::File { path: self.image.to_owned(), source })?;
+        self.require_success(&command, ended.status, &String::from_utf8_lossy(&ended.stderr))
+    }
+
+    /// Returns a program that inherits the image and these files.
+    fn command(&self, name: &'static str, files: &[&File]) -> Command {
+        let program = self.programs.iter().find(|(known, _)| *known == name).map_or(Path::new(name), |(_, path)| path);
         let mut command = Command::new(program);
-        command.args(options).arg(descriptor_path(self.file));
-        pass_descriptors(&mut command, vec![self.file.as_raw_fd()]);
+        command.env("LC_ALL", "C");
+        pass_descriptors(&mut command, files.iter().chain([&self.file]).map(|file| file.as_raw_fd()).collect());
         if let Some(owner) = &self.owner {
             become_user(&mut command, owner);
         }
-        let ended = interruption.run_captured(&mut command).map_err(|error| match error {
+        command
+    }
+
+    /// Runs a program until it ends or the user interrupts it. Exit codes up to `most` are a success.
+    fn run(&self, command: &mut Command, most: i32, interruption: &Interruption) -> Result<(), GrowError> {
+        let ended = interruption.run_captured(command).map_err(|error| match error {
             ChildError::Interrupted(interrupted) => interrupted.into(),
-            ChildError::System(source) => GrowError::File { path: program.clone(), source },
+            ChildError::System(source) => GrowError::File { path: PathBuf::from(command.get_program()), source },
         })?;
         if ended.status.code().is_some_and(|code| code <= most) {
             return Ok(());
         }
-        Err(GrowError::Program {
-            program: name,
-            path: self.image.to_owned(),
-            status: ended.status,
-            output: ended.output,
-        })
+        self.require_success(command, ended.status, &ended.output)
     }
+
+    fn require_success(&self, command: &Command, status: ExitStatus, output: &str) -> Result<(), GrowError> {
+        if status.success() {
+            return Ok(());
+        }
+        let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (path, output) = (self.image.to_owned(), output.trim().to_owned());
+        let is_full = is_almost_full(&descriptor_path(self.file));
+        Err(GrowError::Program { program: name, path, status, output, hint: if is_full { FULL } else { "" } })
+    }
+}
+
+/// Finds the error in the output of a program, which also contains its version, and advice that is not about the image.
+fn reason_of(output: &str, status: ExitStatus) -> String {
+    let is_error = |line: &&str| line.contains(": ") && line.starts_with('/');
+    output.lines().find(is_error).map_or_else(|| status.to_string(), str::to_owned)
 }
 
 #[cfg(test)]
@@ -227,5 +328,40 @@ mod tests {
         assert_eq!(fs::metadata(&other).unwrap().len(), 2 << 20);
         fs::write(&other, [b"QFI\xfb\0\0\0\x03".as_slice(), &[0; 100_000]].concat()).unwrap();
         assert!(matches!(grow(&other, 2 << 20, &interruption), Err(GrowError::NotRaw { .. })));
+    }
+
+    #[test]
+    fn an_ext4_whose_disk_becomes_full_while_it_grows_loses_nothing_and_grows_later() {
+        let (Some(mkfs), Some(check)) = (testing::find_tool("mkfs.ext4"), testing::find_tool("e2fsck")) else { return };
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("small");
+        let Some(disk) = testing::SmallDisk::mount(&place, 16 << 10) else { return };
+        let (image, tree) = (place.join("var.img"), directory.path().join("tree"));
+        fs::create_dir(&tree).unwrap();
+        fs::write(tree.join("file"), vec![7; 4 << 20]).unwrap();
+        File::create(&image).unwrap().set_len(32 << 20).unwrap();
+        assert!(Command::new(mkfs).args(["-q", "-d"]).arg(&tree).arg(&image).status().unwrap().success());
+        let interruption = Interruption::watch().unwrap();
+        let dump = || {
+            let dumped = Command::new("debugfs").args(["-R", "cat file"]).arg(&image).output().unwrap();
+            assert!(dumped.stdout == vec![7; 4 << 20], "the content has changed");
+        };
+        for left_bytes in [0, 64 << 10, 4 << 20, 5 << 20, 5500 << 10] {
+            disk.fill(left_bytes);
+            let error = grow(&image, 8 << 30, &interruption).unwrap_err().to_string();
+            let expected = format!("{} cannot grow, and is unchanged: ", image.display());
+            assert!(error.starts_with(&expected) && error.ends_with(FULL), "{left_bytes}: {error}");
+            assert!(!error.contains("e2fsck") && error.lines().count() == 1, "{left_bytes}: {error}");
+            assert_eq!(fs::metadata(&image).unwrap().len(), 32 << 20);
+            assert!(
+                Command::new(&check).args(["-f", "-n"]).arg(&image).output().unwrap().status.success(),
+                "{left_bytes}"
+            );
+            dump();
+            disk.free();
+        }
+        assert_eq!(grow(&image, 8 << 30, &interruption).unwrap(), Grown::WithFileSystem);
+        assert!(Command::new(&check).args(["-f", "-n"]).arg(&image).output().unwrap().status.success());
+        dump();
     }
 }

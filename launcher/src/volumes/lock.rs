@@ -15,6 +15,8 @@
 //!
 //! A reader may not be able to create the lock file, for example on a read-only file system. It then reads without a lock.
 
+use super::loop_device::{devices_of, shown_file};
+use super::same_file::{File as SameFile, file_at};
 use super::{DIRECTORY_MODE, VOLUME_MODE, VolumeError};
 use crate::launch::{Access, VolumeNeed};
 use crate::path::HostPath;
@@ -60,7 +62,7 @@ pub struct VolumeLock {
     file: File,
     /// Device and inode, if this is the image itself.
     image: Option<(u64, u64)>,
-    /// Whether this claims a block device. No hypervisor does that itself.
+    /// Whether this claims a block device, or locks the file that a loop device shows. No hypervisor does that itself.
     is_claim: bool,
     /// What is needed to lock the file; `None` once it is locked.
     unlocked: Option<Unlocked>,
@@ -184,7 +186,7 @@ impl LockRequest<'_> {
 
 /// An image that this start has already locked.
 struct LockedImage {
-    place: PathBuf,
+    file: SameFile,
     /// Device and inode, if the image exists.
     number: Option<(u64, u64)>,
     image: HostPath,
@@ -214,14 +216,16 @@ pub fn lock_volumes(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Result<
         };
         let image = place.stat().map_err(failed)?;
         let number = image.as_ref().map(|stat| (stat.st_dev, stat.st_ino));
+        // Missing directories have just been created, so this is known for images that do not exist yet, too.
+        let file = file_at(path.as_path());
         let is_same = |other: &&LockedImage| {
             let is_written = volume.access == Access::ReadWrite || other.access == Access::ReadWrite;
-            is_written && (other.place == place.path() || (number.is_some() && other.number == number))
+            is_written && (other.file == file || (number.is_some() && other.number == number))
         };
         if let Some(other) = locked.iter().find(is_same) {
             return Err(VolumeError::Twice { first: other.image.clone(), second: path });
         }
-        locked.push(LockedImage { place: place.path(), number, image: path.clone(), access: volume.access });
+        locked.push(LockedImage { file, number, image: path.clone(), access: volume.access });
         let by_number = |number: ImageNumber| {
             let directory = Directory::make(&request.lock_directory(), LOCK_DIRECTORY_MODE, None)?;
             Ok(Some(directory.place(number.lock_name())))
@@ -233,8 +237,8 @@ pub fn lock_volumes(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Result<
                 locks.extend(lock_to_read(&lock, &path, image.as_ref(), &request)?);
             }
         }
-        let image_lock = lock_image(&place, &path, (volume.access, request.time))?;
-        locks.extend(image_lock.filter(|lock| request.image_lock == ImageLock::Held || lock.is_claim));
+        let image_locks = lock_image(&place, &path, (volume.access, request.time))?;
+        locks.extend(image_locks.into_iter().filter(|lock| request.image_lock == ImageLock::Held || lock.is_claim));
     }
     Ok(locks)
 }
@@ -304,30 +308,90 @@ fn inspect_lock(lock: &Place, image: &HostPath, access: Access) -> Result<(), Vo
     if asked.is_ok() && whole.l_type != F_UNLCK as i16 { Err(in_use(&mut file, &whole, image)) } else { Ok(()) }
 }
 
-/// Locks an existing image file under all its names. Returns `None` where this is not possible or not needed.
+/// Locks an existing image under all its names. Returns nothing where this is not possible or not needed.
 fn lock_image(
     place: &Place,
     path: &HostPath,
     (access, time): (Access, LockTime),
+) -> Result<Vec<VolumeLock>, VolumeError> {
+    let stat = place.stat().map_err(|source| VolumeError::File { path: path.clone(), source })?;
+    let Some(stat) = stat else { return Ok(Vec::new()) };
+    let is_written = access == Access::ReadWrite;
+    match stat.st_mode & S_IFMT {
+        // A claim is one of this host. Therefore a machine that migrates to this host claims the device at once, too.
+        S_IFBLK if is_written => {
+            let shown = lock_shown_file(&stat, path)?;
+            Ok(claim_device(place, &stat, path)?.into_iter().chain(shown).collect())
+        }
+        S_IFREG => {
+            let attached = if is_written { claim_loop_devices(&stat, path)? } else { Vec::new() };
+            Ok(lock_file_itself(place, &stat, path, (access, time))?.into_iter().chain(attached).collect())
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+fn lock_file_itself(
+    place: &Place,
+    stat: &FileStat,
+    path: &HostPath,
+    (access, time): (Access, LockTime),
 ) -> Result<Option<VolumeLock>, VolumeError> {
     let failed = |source| VolumeError::File { path: path.clone(), source };
-    let stat = place.stat().map_err(failed)?;
-    if let Some(stat) = stat.filter(|stat| access == Access::ReadWrite && stat.st_mode & S_IFMT == S_IFBLK) {
-        // A claim is one of this host. Therefore a machine that migrates to this host claims the device at once, too.
-        return claim_device(place, &stat, path);
-    }
-    let Some(stat) = stat.filter(|stat| stat.st_mode & S_IFMT == S_IFREG) else { return Ok(None) };
     let file = match place.open(OFlag::O_RDONLY) {
         Err(error) if access != Access::ReadWrite && CANNOT_LOCK.contains(&error.kind()) => return Ok(None),
         opened => opened.map_err(failed)?,
     };
-    if fstatfs(&file).is_ok_and(|found| REMOTE_FILE_SYSTEMS.contains(&found.filesystem_type())) {
+    if is_remote(&file) {
         return Ok(None);
     }
     let kind = if access == Access::ReadWrite { F_WRLCK } else { F_RDLCK };
     let unlocked = Unlocked { kind, image: path.clone(), lock: None, machine: String::new() };
     let image = Some((stat.st_dev, stat.st_ino));
     VolumeLock { file, image, is_claim: false, unlocked: Some(unlocked) }.at(time).map(Some)
+}
+
+/// Whether locks with flock(2) are locks on a server.
+fn is_remote(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|found| REMOTE_FILE_SYSTEMS.contains(&found.filesystem_type()))
+}
+
+/// Locks the file that a loop device shows, because a machine may use the file by its own name. Returns `None` for another
+/// device, and for a file that this user cannot open.
+fn lock_shown_file(device: &FileStat, path: &HostPath) -> Result<Option<VolumeLock>, VolumeError> {
+    let shown = shown_file(device.st_rdev).and_then(|shown| Place::of(&shown).ok()?.open(OFlag::O_RDONLY).ok());
+    let Some(file) = shown.filter(|file| !is_remote(file)) else { return Ok(None) };
+    lock_image_file(&file, F_WRLCK, path)?;
+    Ok(Some(VolumeLock { file, image: None, is_claim: true, unlocked: None }))
+}
+
+/// Whether no other process uses an existing volume by a loop device, or the file of the volume's loop device. Keeps no lock.
+///
+/// # Errors
+/// Returns [`VolumeError::Attached`] or [`VolumeError::InUse`].
+pub(crate) fn require_no_loop_user(stat: &FileStat, volume: &VolumeNeed) -> Result<(), VolumeError> {
+    match stat.st_mode & S_IFMT {
+        _ if volume.access != Access::ReadWrite => Ok(()),
+        S_IFBLK => lock_shown_file(stat, &volume.image).map(drop),
+        S_IFREG => claim_loop_devices(stat, &volume.image).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Claims the loop devices that show a file.
+fn claim_loop_devices(file: &FileStat, path: &HostPath) -> Result<Vec<VolumeLock>, VolumeError> {
+    let mut claims = Vec::new();
+    for device in devices_of(file) {
+        // Without access to the device, nothing is known about its users.
+        match Place::of(&device).and_then(|place| place.open(OFlag::O_RDONLY | OFlag::O_EXCL)) {
+            Ok(file) => claims.push(VolumeLock { file, image: None, is_claim: true, unlocked: None }),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                return Err(VolumeError::Attached { path: path.clone(), device });
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(claims)
 }
 
 /// Claims a block device, as mount(8) does: open(2), `O_EXCL`. The hypervisor opens it without a claim of its own. The kernel
@@ -350,7 +414,8 @@ fn lock_image_file(file: &File, kind: c_int, path: &HostPath) -> Result<(), Volu
     };
     match flock_file(file, operation) {
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let holder = LockHolder("another process, which may use another name of this file".to_owned());
+            let holder =
+                LockHolder("another process, which may use another name of this file, or a loop device".to_owned());
             Err(VolumeError::InUse { path: path.clone(), holder })
         }
         Ok(()) | Err(_) => Ok(()),

@@ -1,5 +1,6 @@
 //! Finding disks that are the same file on this host, however their paths are spelt.
 
+use super::loop_device::shown_file;
 use crate::path::HostPath;
 use crate::validate::{CheckedSpec, Disk};
 use nix::libc::{S_IFBLK, S_IFMT};
@@ -26,9 +27,12 @@ impl fmt::Display for SameFile {
     }
 }
 
-/// The identity of a file.
+/// How many loop devices may show one another. In another mount namespace, their paths can name other files, in a circle.
+const MAX_LOOP_DEVICES: u32 = 8;
+
+/// The identity of a file. A loop device has that of the file that it shows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum File {
+pub(super) enum File {
     /// Device and inode.
     Inode(u64, u64),
     /// The number of a block device, regardless of which node names it.
@@ -79,31 +83,33 @@ fn plain(path: &HostPath) -> &str {
     path.as_str().trim_start_matches("./")
 }
 
-fn file_at(path: &Path) -> File {
-    let mut missing = Vec::new();
-    let mut there = normal(path);
-    loop {
-        if let Ok(found) = stat(there.as_path()) {
-            if !missing.is_empty() {
-                missing.reverse();
-                return File::Missing(found.st_dev, found.st_ino, missing);
-            }
-            if found.st_mode & S_IFMT == S_IFBLK {
-                return File::Block(found.st_rdev);
-            }
-            return File::Inode(found.st_dev, found.st_ino);
-        }
-        match there.file_name().map(OsString::from) {
-            Some(name) => missing.push(name),
-            None => return File::Named(path.to_owned()),
-        }
-        there.pop();
-    }
+/// Returns the identity of the file at a path.
+pub(super) fn file_at(path: &Path) -> File {
+    file_behind(path, MAX_LOOP_DEVICES)
 }
 
-/// Removes `.` and repeated slashes. `..` stays, because only the kernel can resolve it correctly.
-fn normal(path: &Path) -> PathBuf {
-    path.components().filter(|part| *part != Component::CurDir).collect()
+fn file_behind(path: &Path, loop_devices: u32) -> File {
+    let (mut there, mut missing) = (PathBuf::new(), Vec::new());
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            // A start creates missing directories, so `..` leads back from them. From others, the kernel resolves it.
+            Component::ParentDir if missing.pop().is_some() => {}
+            part if missing.is_empty() && stat(&there.join(part)).is_ok() => there.push(part),
+            part => missing.push(part.as_os_str().to_owned()),
+        }
+    }
+    let Ok(found) = stat(&there) else { return File::Named(path.to_owned()) };
+    if !missing.is_empty() {
+        return File::Missing(found.st_dev, found.st_ino, missing);
+    }
+    if found.st_mode & S_IFMT != S_IFBLK {
+        return File::Inode(found.st_dev, found.st_ino);
+    }
+    match shown_file(found.st_rdev).filter(|shown| loop_devices > 0 && shown.exists()) {
+        Some(shown) => file_behind(&shown, loop_devices - 1),
+        None => File::Block(found.st_rdev),
+    }
 }
 
 #[cfg(test)]
@@ -126,5 +132,23 @@ mod tests {
         assert_eq!(file_at(&at("near/new.img")), file_at(&at("real/new.img")));
         assert_ne!(file_at(&at("real/new.img")), file_at(&at("real/newer.img")));
         assert_ne!(file_at(&at("real/new.img")), file_at(&at("new.img")));
+    }
+
+    #[test]
+    fn a_path_through_a_directory_that_is_created_later_leads_to_the_same_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        for same in ["x/../a", "x/y/../../a", "./x/../a", "x/../y/../a"] {
+            assert_eq!(file_at(&at(same)), file_at(&at("a")), "{same}");
+        }
+        assert_eq!(file_at(&at("x/../b/a")), file_at(&at("b/a")));
+        assert_ne!(file_at(&at("x/../a")), file_at(&at("x/a")));
+        let before = file_at(&at("a"));
+        fs::create_dir(at("x")).unwrap();
+        assert_eq!(file_at(&at("x/../a")), before);
+        // Only the kernel knows where `..` of a link leads.
+        fs::create_dir_all(at("far/away")).unwrap();
+        symlink("far/away", at("link")).unwrap();
+        assert_eq!(file_at(&at("link/../a")), file_at(&at("far/a")));
     }
 }

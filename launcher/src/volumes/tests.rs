@@ -56,6 +56,21 @@ fn a_failed_mkfs_leaves_nothing() {
 }
 
 #[test]
+fn a_volume_that_is_too_small_for_its_file_system_is_refused_before_mkfs_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut volume = need(directory.path(), "xfs");
+    volume.creation = Some(VolumeCreation { size_mib: 64, mkfs_extra_args: Vec::new() });
+    let error = make_ready(&volume, None, &Interruption::watch().unwrap()).unwrap_err().to_string();
+    let expected = format!(
+        "volume {}: xfs needs at least 300 MiB, but the size is 64 MiB; set `size`, whose unit is MiB, or create the volume \
+         yourself",
+        volume.image
+    );
+    assert_eq!(error, expected);
+    assert_eq!(names(directory.path()), [""; 0]);
+}
+
+#[test]
 fn a_link_at_the_temporary_name_of_older_releases_is_not_followed() {
     let directory = tempfile::tempdir().unwrap();
     let volume = need(directory.path(), "ext4");

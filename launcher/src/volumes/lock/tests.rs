@@ -342,3 +342,83 @@ fn a_volume_that_has_the_name_of_another_volumes_lock_file_keeps_its_content() {
     assert!(error.contains("a.lock: this is not a lock file"), "{error}");
     assert_eq!(fs::read(host.path("a.lock")).unwrap(), content);
 }
+
+/// A loop device that shows a file until it is dropped.
+struct Loop(String);
+
+impl Loop {
+    fn attach(file: &Path, options: &[&str]) -> Option<Self> {
+        let mut command = std::process::Command::new("losetup");
+        let attached = command.args(["--find", "--show"]).args(options).arg(file).output().unwrap();
+        if attached.status.success() {
+            return Some(Self(String::from_utf8(attached.stdout).unwrap().trim().to_owned()));
+        }
+        testing::missing("a loop device is needed");
+        None
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+impl Host {
+    /// Waits until locking these images is refused for this reason.
+    fn refuses(&self, machine: &str, images: &[(&str, Access)], reason: &str) {
+        eventually(|| match self.lock_for(machine, images) {
+            Err(error) if error.contains(reason) => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    }
+}
+
+#[test]
+fn a_loop_device_and_its_file_are_one_volume() {
+    let host = Host::new();
+    File::create(host.path("image")).unwrap().set_len(1 << 20).unwrap();
+    let Some(device) = Loop::attach(&host.path("image"), &[]) else { return };
+    let (device, image) = ((device.0.as_str(), Access::ReadWrite), ("image", Access::ReadWrite));
+    // In one machine.
+    let reads = |image: (&'static str, Access)| (image.0, Access::Read);
+    let read_device = (device.0, Access::Read);
+    for images in [[device, image], [image, device], [read_device, image], [device, reads(image)]] {
+        host.refuses("web", &images, "are the same file");
+    }
+    // In two machines.
+    let first = eventually(|| host.lock_for("web", &[image]));
+    host.refuses("db", &[device], "is in use by another process, which may use another name of this file, or a loop");
+    drop(first);
+    let first = eventually(|| host.lock_for("web", &[device]));
+    let expected = format!("the loop device {} shows this file and is in use", device.0);
+    host.refuses("db", &[image], &expected);
+    drop(first);
+    eventually(|| host.lock_for("db", &[image]));
+    // The host mounts the device while it shows the volume of a machine that is stopped.
+    let claimed = eventually(|| nix::fcntl::open(device.0, OFlag::O_RDONLY | OFlag::O_EXCL, Mode::empty()));
+    host.refuses("db", &[image], &expected);
+    drop(claimed);
+}
+
+#[test]
+fn two_loop_devices_that_show_different_parts_of_a_file_are_two_volumes() {
+    let host = Host::new();
+    File::create(host.path("image")).unwrap().set_len(2 << 20).unwrap();
+    let image = host.path("image");
+    let Some(first) = Loop::attach(&image, &["--sizelimit", "1048576"]) else { return };
+    let Some(second) = Loop::attach(&image, &["--offset", "1048576"]) else { return };
+    let locks = eventually(|| host.lock("web", &[&first.0, &second.0]));
+    host.refuses("db", &[("image", Access::ReadWrite)], "shows this file and is in use");
+    drop(locks);
+}
+
+#[test]
+fn two_spellings_of_a_volume_that_does_not_exist_yet_are_one_volume() {
+    let host = Host::new();
+    let written = |image| (image, Access::ReadWrite);
+    host.refuses("web", &[written("x/../a"), written("a")], "are the same file");
+    let first = eventually(|| host.lock("web", &["y/../b"]));
+    host.refuses("db", &[written("b")], "is in use by machine web");
+    drop(first);
+}

@@ -1,0 +1,60 @@
+//! Volumes that are other files of their machine, however their paths are spelt. The check of the spec finds those that are
+//! spelt alike; only the host knows the others.
+
+use super::VolumeError;
+use super::same_file::{File, file_at};
+use crate::launch::{Access, Launch, VolumeNeed, seal_of};
+use crate::path::HostPath;
+use crate::validate::OWN_FILES;
+
+/// Options of the spec whose files a guest must not change, because the next start reads them.
+const BOOT_FILES: [&str; 3] = ["kernel", "initrd", "storeDisk.plan"];
+
+/// Refuses a machine with such a volume.
+///
+/// # Errors
+/// Returns [`VolumeError::OwnFile`] for the first one.
+pub fn require_no_own_file(launch: &Launch) -> Result<(), VolumeError> {
+    own_files_in_use(launch).into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// Returns an error for each such volume, with its position. Changes nothing.
+pub fn own_files_in_use(launch: &Launch) -> Vec<(usize, VolumeError)> {
+    let volumes = launch.needs.volumes.iter().enumerate();
+    let own: Vec<_> =
+        own_files(launch).map(|own| (file_at(own.path.below(&launch.working_directory).as_path()), own)).collect();
+    volumes.filter_map(|(index, volume)| Some((index, find(launch, volume, &own)?))).collect()
+}
+
+/// A file that is no volume.
+struct OwnFile {
+    path: HostPath,
+    role: String,
+    /// Whether a volume that is only read may be this file.
+    may_be_read: bool,
+}
+
+fn own_files(launch: &Launch) -> impl Iterator<Item = OwnFile> {
+    let kept = |path: HostPath| OwnFile {
+        path,
+        role: "which microvm keeps in the state directory".to_owned(),
+        may_be_read: false,
+    };
+    let written = launch.files.iter().map(|file| file.path.clone());
+    let seal = launch.needs.sealed_image.as_ref().map(seal_of);
+    let boot = launch.needs.present.iter().filter(|need| BOOT_FILES.contains(&need.option.as_str()));
+    let boot = boot.map(|need| OwnFile {
+        path: need.path.clone(),
+        role: format!("the {} of this machine, which its guest must not change", need.option),
+        may_be_read: true,
+    });
+    OWN_FILES.into_iter().map(HostPath::from).chain(written).chain(seal).map(kept).chain(boot)
+}
+
+fn find(launch: &Launch, volume: &VolumeNeed, own: &[(File, OwnFile)]) -> Option<VolumeError> {
+    let path = volume.image.below(&launch.working_directory);
+    let file = file_at(path.as_path());
+    let is_refused = |own: &OwnFile| volume.access == Access::ReadWrite || !own.may_be_read;
+    let (_, own) = own.iter().find(|(known, own)| *known == file && is_refused(own))?;
+    Some(VolumeError::OwnFile { path, own: own.path.clone(), role: own.role.clone() })
+}
