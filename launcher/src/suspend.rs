@@ -27,7 +27,7 @@ use crate::shutdown::{StopError, StopTarget, stop};
 use crate::spec::MachineSpec;
 use crate::state::{Activity, MachineState, ProcessIdentity, StateError};
 use crate::validate::{CheckedSpec, check};
-use crate::volumes::CopyError;
+use crate::volumes::{CopyError, is_almost_full};
 use files::Unfinished;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
@@ -107,6 +107,18 @@ pub enum SuspendError {
         path: HostPath,
         /// The cause.
         source: serde_json::Error,
+    },
+    /// The disk is full.
+    #[error(
+        "{directory}: {source}; the disk is full, and what is saved needs up to {memory_mib} MiB: free some space there"
+    )]
+    DiskFull {
+        /// The directory.
+        directory: HostPath,
+        /// The memory of the machine.
+        memory_mib: u64,
+        /// The error of the hypervisor, which wrote the file.
+        source: ControlError,
     },
     /// The hypervisor did not save the machine, which keeps running.
     #[error("{machine} keeps running, because it could not be saved: {source}")]
@@ -292,8 +304,11 @@ pub(crate) fn forget_pause(state: &MachineState) {
 
 /// Returns how long saving or loading a machine with that much memory may take.
 pub fn timeout_of(stamp: &Stamp) -> Duration {
-    let mib = stamp.machine_spec.get("mem").and_then(serde_json::Value::as_u64).unwrap_or(0);
-    MIN_TIMEOUT + Duration::from_secs(mib.saturating_mul(SECONDS_PER_GIB) / 1024)
+    MIN_TIMEOUT + Duration::from_secs(memory_mib(stamp).saturating_mul(SECONDS_PER_GIB) / 1024)
+}
+
+fn memory_mib(stamp: &Stamp) -> u64 {
+    stamp.machine_spec.get("mem").and_then(serde_json::Value::as_u64).unwrap_or(0)
 }
 
 /// Refuses a machine that cannot be suspended, before anything happens.
@@ -345,7 +360,13 @@ fn save<'owner>(
     } else {
         SavedMachine::Directory(unfinished.path())
     };
-    controller.clone().with_timeout(timeout_of(&stamp)).save(&saved)?;
+    controller.clone().with_timeout(timeout_of(&stamp)).save(&saved).map_err(|source| {
+        // What the hypervisor has written is still there.
+        match is_almost_full(unfinished.path().as_path()) {
+            true => SuspendError::DiskFull { directory: unfinished.path(), memory_mib: memory_mib(&stamp), source },
+            false => source.into(),
+        }
+    })?;
     sync_volumes(launch)?;
     stamp.suspended_unix_seconds = Some(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()));
     stamp.volumes = stamp::volume_stamps(launch)?;

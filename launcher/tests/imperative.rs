@@ -370,7 +370,8 @@ fn kill_and_repeat(host: &mut Host, command: &[&str], step: &str) -> bool {
     }
     choose(host, &new);
     host.kill_at = Some(step.to_owned());
-    let was_killed = !host.microvm(command).status.success();
+    let output = host.microvm(command);
+    let was_killed = !output.status.success();
     host.kill_at = None;
     let exists = |name: &str| fs::symlink_metadata(host.path(name)).is_ok();
     if exists("machines/web") {
@@ -379,6 +380,16 @@ fn kill_and_repeat(host: &mut Host, command: &[&str], step: &str) -> bool {
         assert!(command[0] == "create" || exists("machines/web/var.img"), "{command:?} at {step}: no volume");
     } else {
         assert_ne!(command[0], "update", "the machine is lost at {step}");
+    }
+    if step.contains("ENOSPC") && was_killed {
+        let printed = String::from_utf8_lossy(&output.stderr);
+        let is_named = printed.contains(&format!(" {}/", host.directory.path().display()));
+        let is_named = is_named && printed.contains("No space left on device") && printed.contains("hint: free some");
+        // Nix names the file itself.
+        assert!(is_named || printed.contains("nix build failed"), "{command:?} at {step}: {printed}");
+        // What is created last may be left: then the machine is complete.
+        assert!(exists("machines/web") || !exists("machines/.web.new"), "{command:?} at {step}: {printed}");
+        assert!(exists("machines/web") || !exists("gcroots/web"), "{command:?} at {step}: {printed}");
     }
     if was_killed {
         let again = host.microvm(command);
@@ -438,6 +449,69 @@ fn a_command_that_was_killed_at_any_step_succeeds_when_it_is_repeated() {
             killed += usize::from(kill_and_repeat(&mut host, command, step));
         }
         assert!(killed >= 10, "{command:?} was killed only {killed} times");
+    }
+}
+
+#[test]
+fn a_full_disk_at_any_step_of_create_or_update_is_named_and_loses_nothing() {
+    let Some(mut host) = Host::new() else { return };
+    if Command::new("strace").arg("-V").output().is_err() {
+        return testing::missing("strace is needed");
+    }
+    host.recorder(
+        "nix",
+        "for last in \"$@\"; do :; done
+        case $* in *--out-link*) ln -sfn \"$(cat \"$RECORDS/runner\")\" \"$last\" ;; esac",
+    );
+    host.flake(&[("web", Ok("one"))]);
+    for runner in ["store/old", "store/new"] {
+        fs::create_dir(host.path(runner)).unwrap();
+    }
+    for (command, least) in [(["create", "web", "--flake", "flake"].as_slice(), 6), (&["update", "web"], 3)] {
+        let mut failed = 0;
+        for call in ["mkdirat", "symlinkat", "linkat", "renameat", "fsync"] {
+            let step = |count: &usize| format!("{call}:error=ENOSPC:when={count}");
+            failed += (1..).take_while(|count| kill_and_repeat(&mut host, command, &step(count))).count();
+        }
+        assert!(failed >= least, "{command:?} failed only {failed} times");
+    }
+}
+
+#[test]
+fn create_and_update_on_a_full_disk_leave_the_machine_as_it_was() {
+    let Some(host) = Host::new() else { return };
+    let names = |directory: &str| {
+        let entries = fs::read_dir(host.path(directory)).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name != ".fills-the-disk");
+        names.sort();
+        names
+    };
+    for place in ["machines", "gcroots"] {
+        let Some(disk) = testing::SmallDisk::mount(&host.path(place), 256) else { return };
+        host.flake(&[("web", Ok("one"))]);
+        disk.fill_with_files();
+        let printed = host.refused(1, &["create", "web", "--flake", "flake"]);
+        assert!(printed.contains(host.path(place).to_str().unwrap()), "{printed}");
+        assert!(printed.contains("No space left on device"), "{printed}");
+        assert_eq!((names("machines"), names("gcroots")), (vec![], vec![]), "{printed}");
+        disk.free();
+        host.done(&["create", "web", "--flake", "flake"]);
+        let (first, before) = (host.current("web"), (names("machines"), names("machines/web")));
+
+        host.flake(&[("web", Ok("two"))]);
+        // The roots exist already, so nothing is created in their directory.
+        if place == "machines" {
+            disk.fill_with_files();
+            let printed = host.refused(1, &["update", "web"]);
+            assert!(printed.contains("No space left on device"), "{printed}");
+            assert_eq!((names("machines"), names("machines/web")), before, "{printed}");
+            assert_eq!(host.current("web"), first, "{printed}");
+            disk.free();
+        }
+        host.done(&["update", "web"]);
+        assert_ne!(host.current("web"), first);
+        host.done(&["delete", "--yes", "web"]);
     }
 }
 

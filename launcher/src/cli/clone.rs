@@ -87,7 +87,8 @@ fn clone_failure(error: CloneError, name: &MachineName) -> Failure {
     let failure = match &error {
         _ if error.is_bad_input() => Failure::input_problems(error.problems()),
         CloneError::Suspend(SuspendError::Interrupted) => failed(error).with_code(INTERRUPTED),
-        _ => Failure::problems(error.problems()),
+        CloneError::Suspend(SuspendError::Changed { .. }) => Failure::problems(error.problems()),
+        _ => failed(error),
     };
     failure.with_optional_hint(hint)
 }

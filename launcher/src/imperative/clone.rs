@@ -1,7 +1,7 @@
 //! `microvm clone`: creates a machine that continues the memory of a suspended one.
 
 use super::clone_arguments;
-use super::create::{DIRECTORY_MODE, finish, publish, remove_directory};
+use super::create::{DIRECTORY_MODE, discard, finish, publish, remove_directory};
 use super::layout::{Layout, Machine, replace_link};
 use super::lock::MachineLock;
 use super::{ImperativeError, MachineName};
@@ -133,23 +133,23 @@ pub fn clone(
     // Remains of an interrupted creation are replaced.
     let making = Machine { name: name.clone(), directory: layout.unfinished(&machine) };
     remove_directory(&making.directory)?;
-    Directory::make(&making.directory, DIRECTORY_MODE, None).map_err(ImperativeError::file(&making.directory))?;
-    let made = request.keep_runner(&machine).and_then(|runner| request.fill(&making, &runner, interruption)).and_then(
-        |copied_bytes| {
-            let _links = request.share_store_disk(&machine)?;
-            publish(layout, &making, &machine)?;
-            Ok(copied_bytes)
-        },
-    );
+    let made = || {
+        let directory = Directory::make(&making.directory, DIRECTORY_MODE, None);
+        directory.map_err(ImperativeError::file(&making.directory))?;
+        let runner = request.keep_runner(&machine)?;
+        let copied_bytes = request.fill(&making, &runner, interruption)?;
+        let _links = request.share_store_disk(&machine)?;
+        publish(layout, &making, &machine)?;
+        Ok(copied_bytes)
+    };
+    let made = made();
     match made {
         Ok(copied_bytes) => {
             finish(layout, &machine)?;
             Ok(NewClone { machine, copied_bytes })
         }
         Err(error) => {
-            // The first error matters more than those of the cleanup.
-            let _ = layout.remove_gc_roots(&machine);
-            let _ = remove_directory(&making.directory);
+            discard(layout, &making, &machine);
             Err(error)
         }
     }

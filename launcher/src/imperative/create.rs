@@ -28,11 +28,10 @@ pub fn create(layout: &Layout, name: &MachineName, flake: &FlakeReference) -> Re
     // Remains of an interrupted creation are replaced.
     let making = Machine { name: name.clone(), directory: layout.unfinished(&machine) };
     remove_directory(&making.directory)?;
-    Directory::make(&making.directory, DIRECTORY_MODE, None).map_err(ImperativeError::file(&making.directory))?;
-    if let Err(error) = fill(&making, flake).and_then(|()| publish(layout, &making, &machine)) {
-        // The first error matters more than those of the cleanup.
-        let _ = layout.remove_gc_roots(&machine);
-        let _ = remove_directory(&making.directory);
+    let made = Directory::make(&making.directory, DIRECTORY_MODE, None);
+    let made = made.map(drop).map_err(ImperativeError::file(&making.directory));
+    if let Err(error) = made.and_then(|()| fill(&making, flake)).and_then(|()| publish(layout, &making, &machine)) {
+        discard(layout, &making, &machine);
         return Err(error);
     }
     finish(layout, &machine)?;
@@ -51,6 +50,17 @@ pub(super) fn publish(layout: &Layout, making: &Machine, machine: &Machine) -> R
         .and_then(|directory| directory.sync())
         .map_err(ImperativeError::file(&making.directory))?;
     rename(&making.directory, &machine.directory)
+}
+
+/// Removes what a failed creation has made. A machine that has its name already, but whose name could not be synced, is
+/// complete and keeps its roots.
+pub(super) fn discard(layout: &Layout, making: &Machine, machine: &Machine) {
+    if fs::symlink_metadata(&machine.directory).is_ok() {
+        return;
+    }
+    // The first error matters more than those of the cleanup.
+    let _ = layout.remove_gc_roots(machine);
+    let _ = remove_directory(&making.directory);
 }
 
 /// Returns an existing machine if its creation from the same flake was interrupted: the temporary root is still there.

@@ -162,17 +162,22 @@ pub(super) struct Unfinished<'owner> {
     state: SuspendedState,
     owner: Option<&'owner Identity>,
     is_published: bool,
+    /// Whether the directory of the machine's saved states was created for it. A running hypervisor may need an earlier one.
+    has_new_parent: bool,
 }
 
 impl<'owner> Unfinished<'owner> {
     /// Creates an empty directory, and removes what a killed process has left.
     pub(super) fn make(state: SuspendedState, owner: Option<&'owner Identity>) -> Result<Self, SuspendError> {
         let incomplete = state.below(INCOMPLETE);
+        let parent = Place::nofollow(state.directory.as_path()).and_then(|place| place.stat());
+        let has_new_parent = matches!(parent, Ok(None));
         let made = remove_all(&incomplete)
             .and_then(|()| remove_all(&state.below(REFUSED)))
             .and_then(|()| Directory::make(incomplete.as_path(), DIRECTORY_MODE, owner).map(drop));
-        made.map_err(|source| state.failed(source))?;
-        Ok(Self { state, owner, is_published: false })
+        let unfinished = Self { state, owner, is_published: false, has_new_parent };
+        made.map_err(|source| unfinished.state.failed(source))?;
+        Ok(unfinished)
     }
 
     /// Returns its path.
@@ -225,6 +230,10 @@ impl Drop for Unfinished<'_> {
         if !self.is_published {
             // If this fails, the next suspend removes it.
             let _ = remove_all(&self.path());
+            if self.has_new_parent {
+                let _ = Place::nofollow(self.state.directory.as_path())
+                    .and_then(|place| fs::remove_dir(place.descriptor_path()));
+            }
         }
     }
 }
@@ -309,7 +318,11 @@ mod tests {
         let state = SuspendedState::new(&HostPath::new(home.path().to_str().unwrap()), "web");
         drop(saved(&state, "1.0.0"));
         assert_eq!(state.stamp().unwrap(), None);
-        assert!(!home.path().join("web.suspended/incomplete").exists(), "an attempt that failed leaves nothing");
+        assert!(!home.path().join("web.suspended").exists(), "an attempt that failed leaves nothing");
+        // A running hypervisor may have opened an earlier directory.
+        fs::create_dir(home.path().join("web.suspended")).unwrap();
+        drop(saved(&state, "1.0.0"));
+        assert_eq!(fs::read_dir(home.path().join("web.suspended")).unwrap().count(), 0);
         // What a killed process has left is removed.
         fs::create_dir_all(home.path().join("web.suspended/incomplete/left")).unwrap();
         saved(&state, "1.0.0").publish().unwrap();

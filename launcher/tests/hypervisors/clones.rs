@@ -9,7 +9,9 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, Output};
+use testing::SmallDisk;
 
 #[test]
 fn clones_run_at_the_same_time_as_each_other_and_the_original_on_qemu() {
@@ -153,6 +155,40 @@ fn text(output: &Output) -> String {
 
 fn has_vsock_socket(hypervisor: Hypervisor) -> bool {
     matches!(hypervisor, Hypervisor::CloudHypervisor | Hypervisor::Firecracker)
+}
+
+#[test]
+fn a_clone_that_does_not_fit_on_the_disk_leaves_nothing_and_the_original_stays_suspended() {
+    let Some(host) = Host::new(Hypervisor::Qemu, |_| {}) else { return };
+    let machines = host.0.path("machines");
+    let Some(disk) = SmallDisk::mount(&machines, 512 << 10) else { return };
+    host.suspend_web();
+    let names = |directory: &Path| {
+        let entries = fs::read_dir(directory).into_iter().flatten();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    // While its record, its volume and its memory are copied.
+    for left_bytes in [Some(0), Some(64 << 10), Some(1 << 20), None] {
+        match left_bytes {
+            Some(left_bytes) => disk.fill(left_bytes),
+            None => disk.fill_with_files(),
+        }
+        let (code, printed) = host.fail(&["clone", "web", "one"]);
+        assert_eq!(code, Some(1), "{printed}");
+        assert!(printed.contains(&format!(" {}/", machines.display())), "{printed}");
+        assert!(printed.contains("No space left on device"), "{printed}");
+        assert!(printed.ends_with("hint: free some space there, or write to another file system\n"), "{printed}");
+        disk.free();
+        assert_eq!((names(&machines), names(&host.0.path("roots"))), (vec!["web".to_owned()], vec![]), "{printed}");
+    }
+    host.run(&["clone", "web", "one"]);
+    let mut web = host.resume("web");
+    host.type_line("web", "again");
+    web.wait_for("typed [again] line=2");
+    host.run(&["stop", "web", "--timeout", "60"]);
+    web.end_well();
 }
 
 fn clone_and_resume(hypervisor: Hypervisor) {

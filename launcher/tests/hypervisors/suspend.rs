@@ -14,6 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
+use testing::SmallDisk;
 
 #[test]
 fn a_suspended_machine_continues_where_it_was_on_qemu() {
@@ -316,6 +317,59 @@ fn wait_for_activity(machine: &TestMachine, expected: &str) {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+#[test]
+fn a_full_disk_neither_ends_a_machine_that_is_suspended_nor_loses_what_was_saved() {
+    let Some((machine, _)) = machine_with_volume(Hypervisor::Qemu) else { return };
+    let small = machine.path("small");
+    let Some(disk) = SmallDisk::mount(&small, 512 << 10) else { return };
+    for name in ["initrd", "store.img", "volume.img"] {
+        fs::copy(machine.path(name), small.join(name)).unwrap();
+    }
+    let in_small = |command: &[&str]| machine.microvm(&[command, &["machine.json", "--state-dir", "small"]].concat());
+    let mut running = machine.start_command(in_small(&["run", "--supervise"]));
+    running.wait_for("waiting");
+    let directory = small.join("web.suspended");
+    let fail = |left_bytes: Option<u64>| {
+        match left_bytes {
+            Some(left_bytes) => disk.fill(left_bytes),
+            None => disk.fill_with_files(),
+        }
+        let suspended = machine.output(&["suspend", "web"]);
+        let printed = text(&suspended);
+        assert_eq!(suspended.status.code(), Some(1), "{printed}");
+        let expected =
+            format!("error: web keeps running, because it could not be saved: {}", directory.to_str().unwrap());
+        assert!(printed.starts_with(&expected) && printed.contains("No space left on device"), "{printed}");
+        assert!(printed.contains("free some space there"), "{printed}");
+        assert!(!directory.exists(), "{:?} is left", fs::read_dir(&directory).unwrap().collect::<Vec<_>>());
+        disk.free();
+        printed
+    };
+    for left_bytes in [0, 8192, 1 << 20] {
+        assert!(fail(Some(left_bytes)).contains("what is saved needs up to 256 MiB: "));
+    }
+    fail(None);
+    type_line(&machine, "again");
+    running.wait_for("typed [again]");
+
+    suspend(&machine, &mut running);
+    // No file can be created, so nothing could record that the guest runs again.
+    disk.fill_with_files();
+    let refused = in_small(&["resume"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));
+    assert!(text(&refused).contains(small.to_str().unwrap()), "{}", text(&refused));
+    assert!(text(&refused).contains("No space left on device"), "{}", text(&refused));
+    disk.free();
+    // Without space, but with room for the name of a file, it resumes.
+    disk.fill(0);
+    let mut running = machine.start_command(in_small(&["resume"]));
+    running.wait_for_message("web was resumed");
+    type_line(&machine, "again");
+    running.wait_for("typed [again] line=2");
+    assert!(machine.output(&["stop", "web", "--timeout", "60"]).status.success());
+    assert!(!running.end_well().contains(BOOTED));
 }
 
 /// One machine of several cannot be suspended: the others are, and it runs on.

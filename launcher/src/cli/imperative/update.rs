@@ -5,7 +5,7 @@ use super::{failure, name_of};
 use launcher::imperative::{
     Booted, BuildOutput, ImperativeError, Layout, MachineName, Service, Updated, in_parallel, update,
 };
-use program::failure::Failure;
+use program::failure::{BAD_INPUT, Failure};
 use program::output::{message, print};
 
 /// Rebuild machines from their flakes, and show what changed
@@ -95,7 +95,7 @@ impl After<'_> {
 struct Summary {
     updated: usize,
     current: usize,
-    problems: Vec<String>,
+    failures: Vec<Failure>,
     /// Whether a problem is not bad input.
     has_failed: bool,
 }
@@ -111,20 +111,20 @@ impl Summary {
     fn fail(&mut self, name: &MachineName, error: &ImperativeError) {
         self.has_failed |= !error.is_bad_input();
         // Some errors begin with the machine's name anyway.
-        let (error, prefix) = (error.to_string(), format!("{name}: "));
-        let is_named = error.starts_with(&format!("{name} "));
-        self.problems.push(if is_named { error } else { prefix + &error });
+        let is_named = error.to_string().starts_with(&format!("{name} "));
+        let failure = failure(error);
+        self.failures.push(if is_named { failure } else { failure.with_context(name.as_str()) });
     }
 
     fn text(&self) -> String {
-        format!("{} updated, {} current, {} failed", self.updated, self.current, self.problems.len())
+        format!("{} updated, {} current, {} failed", self.updated, self.current, self.failures.len())
     }
 
     fn outcome(self) -> Result<(), Failure> {
-        match self.problems.is_empty() {
-            true => Ok(()),
-            false if self.has_failed => Err(Failure::problems(self.problems)),
-            false => Err(Failure::input_problems(self.problems)),
+        match Failure::of_several(self.failures) {
+            None => Ok(()),
+            Some(failure) if self.has_failed => Err(failure),
+            Some(failure) => Err(failure.with_code(BAD_INPUT)),
         }
     }
 }
