@@ -85,9 +85,12 @@ struct Listener {
 fn listeners() -> Vec<Listener> {
     diagnosis::listeners().unwrap_or_else(|_| {
         // Any user can bind a name that is not UTF-8.
-        let list = fs::read("/proc/net/unix").unwrap_or_default();
-        list.split(|byte| *byte == b'\n').skip(1).filter_map(|line| listed(&String::from_utf8_lossy(line))).collect()
+        listed_in(&fs::read("/proc/net/unix").unwrap_or_default())
     })
+}
+
+fn listed_in(list: &[u8]) -> Vec<Listener> {
+    list.split(|byte| *byte == b'\n').skip(1).filter_map(|line| listed(&String::from_utf8_lossy(line))).collect()
 }
 
 fn listed(line: &str) -> Option<Listener> {
@@ -317,6 +320,27 @@ mod tests {
         drop(server);
         remove_stale(&path).unwrap();
         assert!(!path.exists());
+    }
+
+    /// Kernels without sock_diag have only this list.
+    #[test]
+    fn a_socket_whose_name_is_not_utf_8_does_not_hide_the_others_in_proc_net_unix() {
+        use std::os::unix::ffi::OsStrExt;
+        let directory = tempfile::tempdir().unwrap();
+        let names = [b"bad \xff name".as_slice(), b"web one.sock", b"last.sock"];
+        let paths = names.map(|name| directory.path().join(std::ffi::OsStr::from_bytes(name)));
+        let listeners = paths.clone().map(|path| UnixListener::bind(path).unwrap());
+        let found = listed_in(&fs::read("/proc/net/unix").unwrap());
+        for path in &paths[1..] {
+            assert!(found.iter().any(|listener| listener.path == *path), "{}", path.display());
+        }
+        drop(listeners);
+        let connected = UnixListener::bind(directory.path().join("connected.sock")).unwrap();
+        let client = UnixStream::connect(directory.path().join("connected.sock")).unwrap();
+        let found = listed_in(&fs::read("/proc/net/unix").unwrap());
+        assert_eq!(found.iter().filter(|listener| listener.path.ends_with("connected.sock")).count(), 1);
+        assert!(!found.iter().any(|listener| paths.contains(&listener.path)));
+        drop((connected, client));
     }
 
     #[test]

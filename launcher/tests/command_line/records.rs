@@ -151,6 +151,28 @@ fn root_does_not_connect_to_what_the_user_of_a_machine_has_recorded() {
     let refused = host.microvm(&["console", "web"]);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     assert!(stderr(&refused).contains("Permission denied"), "{}", stderr(&refused));
+    // The spec of the machine is root's own, but what was started is what its user has recorded.
+    let spec = json!({"version": 1, "name": "web", "kernel": "bzImage"});
+    fs::write(host.path("web.json"), spec.to_string()).expect("a spec");
+    let spec = launcher::validate::check(&serde_json::from_value(spec).expect("a spec")).expect("a valid spec");
+    let facts = launcher::facts::HostFacts::assumed(host.path("machines/web").to_str().expect("UTF-8").into());
+    let mut launch = launcher::hypervisor::lower(&spec, &facts, spec.hypervisor).expect("a launch");
+    launch.control.as_mut().expect("qemu has one").path =
+        host.path("other/console.sock").to_str().expect("UTF-8").into();
+    fs::write(host.path("run/web/launch.json"), serde_json::to_string(&launch).expect("JSON")).expect("a record");
+    // As if a suspend was killed while the guest was paused.
+    fs::write(host.path("run/web/suspend.lock"), "").expect("a lock");
+    for given in ["launch.json", "suspend.lock"] {
+        chown(host.path("run/web").join(given), Some(stranger), Some(stranger)).expect("a new owner");
+    }
+    let (spec, state) = (host.path("web.json"), host.path("machines/web"));
+    let [spec, state] = [&spec, &state].map(|path| path.to_str().expect("UTF-8"));
+    for machine in [["web"].as_slice(), &[spec, "--state-dir", state]] {
+        let refused = host.microvm(&[&["resume"], machine].concat());
+        assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+        let printed = stderr(&refused);
+        assert!(printed.contains("other/console.sock") && printed.contains("Permission denied"), "{printed}");
+    }
     assert_eq!(console.accept().expect_err("nothing connected").kind(), std::io::ErrorKind::WouldBlock);
 }
 
