@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # sandboxed.sh [ROUNDS [LIST]]: measures a sandboxed `nix-build` of a store disk after one store path changed, with and
 # without the cache service. Runs as root. Prints a table of seconds, its medians, and their ratio.
-#   ROUNDS  number of rounds, by default 5; an additional first round is discarded. The contenders take turns in going first.
+#   ROUNDS  number of rounds, by default 5; an additional first round is discarded. The candidates take turns in going first.
 #   LIST    a list in fixtures/closure/packages, by default `server`
-# Contenders: `service` has the packs of the closure before the change; `without` has no service; `nothing` is the same
+# Candidates: `service` has the packs of the closure before the change; `without` has no service; `nothing` is the same
 # derivation, but only writes a plan, to measure Nix alone. Every build is a separate derivation, and all images of a
 # round are compared.
 set -euo pipefail
@@ -73,7 +73,7 @@ start_service "$scratch/cache"
 build before disk fill "${with_service[@]}" >/dev/null
 stop_service
 
-measure() { # CONTENDER ROUND: sets `seconds`; keeps the output in $scratch/CONTENDER
+measure() { # CANDIDATE ROUND: sets `seconds`; keeps the output in $scratch/CANDIDATE
   local began ended
   if [ "$1" = service ]; then
     # Each round starts with the packs from before the change.
@@ -93,13 +93,13 @@ measure() { # CONTENDER ROUND: sets `seconds`; keeps the output in $scratch/CONT
   printf -v seconds '%d.%03d' $((seconds / 1000)) $((seconds % 1000))
 }
 
-contenders=(service without nothing)
+candidates=(service without nothing)
 for ((round = 0; round <= rounds; round++)); do
   for turn in 0 1 2; do
-    contender=${contenders[(round + turn) % 3]}
-    measure "$contender" "$round"
-    [ "$round" = 0 ] || echo "$seconds" >>"$scratch/$contender.seconds"
-    printf 'round %s: %-8s %s s%s\n' "$round" "$contender" "$seconds" "$([ "$round" != 0 ] || echo ' (dropped)')"
+    candidate=${candidates[(round + turn) % 3]}
+    measure "$candidate" "$round"
+    [ "$round" = 0 ] || echo "$seconds" >>"$scratch/$candidate.seconds"
+    printf 'round %s: %-8s %s s%s\n' "$round" "$candidate" "$seconds" "$([ "$round" != 0 ] || echo ' (dropped)')"
   done
   cmp "$root$(cat "$scratch/service")" "$root$(cat "$scratch/without")"
 done

@@ -1,5 +1,5 @@
-//! `benches boot`: boots an emulated guest from each tool's image of one closure, until the guest has listed its store and
-//! powered off.
+//! `benches boot`: boots an emulated guest from each tool's image of one closure, until the guest has listed its store
+//! and powered off.
 //!
 //! The closure is the fixture `system` with about 180 store paths; `microvm run` starts the machine.
 
@@ -9,11 +9,10 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::builds::programs;
 use crate::error::{Error, file};
 use crate::store_tree::StoreTree;
 use crate::timings::Timings;
-use crate::tool::{Cache, Source, Tool};
+use crate::tool::{Cache, Programs, Source, Tool};
 use crate::workspace;
 
 /// Boots from the images of our tool and of microvm.nix's two tools, each with its defaults.
@@ -21,7 +20,7 @@ use crate::workspace;
 /// # Errors
 /// When an image can't be made, or a guest does not report the whole closure.
 pub fn run(rounds: usize) -> Result<Timings, Error> {
-    let programs = programs()?;
+    let programs = Programs::prepare()?;
     let microvm = workspace::release_program("launcher", "microvm")?;
     let fixture = workspace::fixture("system")?;
     let directory =

@@ -1,11 +1,11 @@
-//! `benches build`: all contests over one or more stores.
+//! `benches build`: all comparisons over one or more stores.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use crate::cache_costs;
-use crate::contest::{Arena, ContestOutcome, read_closure};
-use crate::contests;
+use crate::comparison::{ComparisonOutcome, Environment, read_closure};
+use crate::comparisons;
 use crate::error::{Error, file};
 use crate::method::Method;
 use crate::read::{self, Backing, ImageReadings};
@@ -30,9 +30,9 @@ pub enum Readings {
 /// What to measure, and how often.
 #[derive(Debug, Clone)]
 pub struct Extent {
-    /// How often each contender runs.
+    /// How often each candidate runs.
     pub rounds: usize,
-    /// Only contests whose title contains one of these texts; if there are none, all.
+    /// Only comparisons whose title contains one of these texts; if there are none, all.
     pub only: Vec<String>,
     /// Readings in addition to builds.
     pub readings: Readings,
@@ -47,23 +47,24 @@ impl Extent {
 /// What [`quick`] measures on `server`.
 const QUICK_SERVER: [&str; 6] = ["first build", "level 3", "rebuild", "image from the cache", "sequencer", "closures"];
 
-/// Measures what matters most to a user in about ten minutes: first builds, images from the cache on three file systems, one
-/// changed path of a small and a large closure, and many small store paths.
+/// Measures what matters most to a user in about ten minutes: first builds, images from the cache on three file
+/// systems, one changed path of a small and a large closure, and many small store paths.
 ///
 /// # Errors
 /// When a program fails or a file can't be written.
 pub fn quick(rounds: usize) -> Result<Results, Error> {
-    contests_of_lists(&QUICK_SERVER, &["one path changed"], rounds)
+    comparisons_of_lists(&QUICK_SERVER, &["one path changed"], rounds)
 }
 
-/// Measures every value that the goals of the image builder name: what [`quick`] measures, the large closure at level 3, the
-/// small one at level 9, large files, peak memory, and sandboxed builds of Nix. Large synthetic stores are made in `place`.
+/// Measures every value that the goals of the image builder name: what [`quick`] measures, the large closure at level
+/// 3, the small one at level 9, large files, peak memory, and sandboxed builds of Nix. Large synthetic stores are made
+/// in `place`.
 ///
 /// # Errors
 /// When a program fails or a file can't be written.
 pub fn table(rounds: usize, place: &Path) -> Result<Results, Error> {
     let server = [&QUICK_SERVER[..], &["level 9"]].concat();
-    let mut results = contests_of_lists(&server, &["one path changed", "level 3"], rounds)?;
+    let mut results = comparisons_of_lists(&server, &["one path changed", "level 3"], rounds)?;
     let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let large = scale::Extent {
         files: Vec::new(),
@@ -88,8 +89,8 @@ pub fn table(rounds: usize, place: &Path) -> Result<Results, Error> {
     Ok(results)
 }
 
-/// Runs contests of `server` and of `desktop`, and the one of many small store paths.
-fn contests_of_lists(server: &[&str], desktop: &[&str], rounds: usize) -> Result<Results, Error> {
+/// Runs comparisons of `server` and of `desktop`, and the one of many small store paths.
+fn comparisons_of_lists(server: &[&str], desktop: &[&str], rounds: usize) -> Result<Results, Error> {
     let extent = |only: &[&str]| Extent {
         rounds,
         only: only.iter().map(|title| (*title).to_owned()).collect(),
@@ -97,7 +98,7 @@ fn contests_of_lists(server: &[&str], desktop: &[&str], rounds: usize) -> Result
     };
     let mut results = run(&["server".to_owned()], &extent(server))?;
     results.stores.append(&mut run(&["desktop".to_owned()], &extent(desktop))?.stores);
-    results.stores.push(cache_costs::small_paths(15_000, rounds, (&programs()?, &workspace::fixtures()))?);
+    results.stores.push(cache_costs::small_paths(15_000, rounds, (&Programs::prepare()?, &workspace::fixtures()))?);
     Ok(results)
 }
 
@@ -115,22 +116,10 @@ fn sandboxed(rounds: usize) -> Result<String, Error> {
 /// # Errors
 /// When a program fails or a file can't be written.
 pub fn run(stores: &[String], extent: &Extent) -> Result<Results, Error> {
-    let programs = programs()?;
+    let programs = Programs::prepare()?;
     let method = Method::now(&programs)?;
     let stores = stores.iter().map(|name| measure_store(name, extent, &programs)).collect::<Result<_, _>>()?;
     Ok(Results::of_stores(method, stores))
-}
-
-/// Unpacks the peers with `peers.sh` and builds our own program.
-///
-/// # Errors
-/// When they can't be unpacked or built.
-pub fn programs() -> Result<Programs, Error> {
-    let peers = workspace::run(
-        Command::new(workspace::root().join("benches/peers.sh")).arg(workspace::fixtures().join("peers")),
-    )?;
-    let microvm_image = workspace::release_program("imagebuilder", "microvm-image")?;
-    Ok(Programs { peers: PathBuf::from(peers.trim()).join("bin"), microvm_image })
 }
 
 fn measure_store(name: &str, extent: &Extent, programs: &Programs) -> Result<StoreResults, Error> {
@@ -143,21 +132,22 @@ fn measure_store(name: &str, extent: &Extent, programs: &Programs) -> Result<Sto
     let own = Tool::Ours { packing: None, source: Source::ClosureInfo, cache: Cache::None };
     workspace::run(&mut own.command(programs, &tree, &image))?;
 
-    let mut arena = Arena { tree: &mut tree, programs, scratch: scratch.path() };
-    let mut all = vec![contests::defaults(), contests::filling(scratch.path())];
-    all.extend(contests::LEVELS.map(contests::same_level));
-    all.push(contests::rebuild(scratch.path(), &image));
+    let mut environment = Environment { tree: &mut tree, programs, scratch: scratch.path() };
+    let mut all = vec![comparisons::defaults(), comparisons::filling(scratch.path())];
+    all.extend(comparisons::LEVELS.map(comparisons::same_level));
+    all.push(comparisons::rebuild(scratch.path(), &image));
     // It repeats a part of `rebuild`, so it runs only if it is asked for.
     if extent.only.iter().any(|part| part == "one path changed") {
-        all.push(contests::one_path_changed(scratch.path(), &image));
+        all.push(comparisons::one_path_changed(scratch.path(), &image));
     }
-    let wanted = all.iter().filter(|contest| extent.wants(&contest.title));
-    let mut contests =
-        wanted.map(|contest| arena.run(contest, extent.rounds)).collect::<Result<Vec<ContestOutcome>, _>>()?;
+    let wanted = all.iter().filter(|comparison| extent.wants(&comparison.title));
+    let mut comparisons = wanted
+        .map(|comparison| environment.run(comparison, extent.rounds))
+        .collect::<Result<Vec<ComparisonOutcome>, _>>()?;
     let mut notes = Vec::new();
     for kind in ["btrfs", "xfs"].into_iter().filter(|kind| extent.wants(&format!("image from the cache, {kind}"))) {
         let (outcome, note) = cache_costs::on_file_system(kind, (&mut tree, programs), &image, extent.rounds)?;
-        contests.push(outcome);
+        comparisons.push(outcome);
         notes.push(note);
     }
     if extent.wants("sequencer") {
@@ -170,7 +160,17 @@ fn measure_store(name: &str, extent: &Extent, programs: &Programs) -> Result<Sto
     let read_seconds = (0..extent.rounds).map(|_| read_closure(&tree)).collect::<Result<_, _>>()?;
     let (readings, guest_readings) = read_images(extent, programs, &tree, &scratch)?;
     let name = name.to_owned();
-    Ok(StoreResults { name, growth: None, nar_bytes, files, read_seconds, contests, notes, readings, guest_readings })
+    Ok(StoreResults {
+        name,
+        growth: None,
+        nar_bytes,
+        files,
+        read_seconds,
+        comparisons,
+        notes,
+        readings,
+        guest_readings,
+    })
 }
 
 /// Reads the images of microvm.nix's two tools and of ours; ratios are relative to microvm.nix's squashfs.

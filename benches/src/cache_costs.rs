@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::contest::{Arena, ContestOutcome};
-use crate::contests;
+use crate::comparison::{ComparisonOutcome, Environment};
+use crate::comparisons;
 use crate::error::{Error, file};
 use crate::results::StoreResults;
 use crate::store_tree::StoreTree;
@@ -61,15 +61,15 @@ pub fn on_file_system(
     (tree, programs): (&mut StoreTree, &Programs),
     image: &Path,
     rounds: usize,
-) -> Result<(ContestOutcome, String), Error> {
+) -> Result<(ComparisonOutcome, String), Error> {
     let bytes = fs::metadata(image).map_err(file("read", image))?.len();
     let place = image.parent().unwrap_or(Path::new("."));
     let volume = Volume::new(kind, bytes * 6 + (1 << 30), place)?;
     let scratch = volume.path();
     let copied = scratch.join("image");
     run(Command::new("cp").arg("--reflink=never").arg(image).arg(&copied))?;
-    let contest = contests::from_the_cache(kind, &scratch, &copied);
-    let outcome = Arena { tree: &mut *tree, programs, scratch: &scratch }.run(&contest, rounds)?;
+    let comparison = comparisons::from_the_cache(kind, &scratch, &copied);
+    let outcome = Environment { tree: &mut *tree, programs, scratch: &scratch }.run(&comparison, rounds)?;
     let output = scratch.join("output.image");
     let tool = Tool::Ours { packing: None, source: Source::ClosureInfo, cache: Cache::At(scratch.join("cache")) };
     run(&mut tool.command(programs, tree, &output))?;
@@ -99,7 +99,8 @@ const CLOSURES: usize = 20;
 const COMMON_PATHS: usize = 90;
 const OWN_PATHS: usize = 10;
 
-/// Builds closures that share nine tenths of their store paths with one cache, and compares its size with an image of all.
+/// Builds closures that share nine tenths of their store paths with one cache, and compares its size with an image of
+/// all.
 ///
 /// # Errors
 /// When a program fails, or the store has too few paths.
@@ -187,22 +188,23 @@ pub fn small_paths(count: usize, rounds: usize, (programs, place): (&Programs, &
     let directory = directory.path();
     let nar_bytes = make_small_paths(directory, count)?;
     let mut tree = StoreTree::unchanging(directory);
-    let contest = contests::small_paths(directory, &directory.join("files"));
-    let contests = vec![Arena { tree: &mut tree, programs, scratch: directory }.run(&contest, rounds)?];
+    let comparison = comparisons::small_paths(directory, &directory.join("files"));
+    let comparisons = vec![Environment { tree: &mut tree, programs, scratch: directory }.run(&comparison, rounds)?];
     Ok(StoreResults {
         name: format!("{count}-paths"),
         growth: None,
         nar_bytes,
         files: count,
         read_seconds: Vec::new(),
-        contests,
+        comparisons,
         notes: Vec::new(),
         readings: Vec::new(),
         guest_readings: Vec::new(),
     })
 }
 
-/// Store paths that are files of up to 2 KiB, with their NAR hashes, in `store/` and `closure-info/`; `files` lists them.
+/// Store paths that are files of up to 2 KiB, with their NAR hashes, in `store/` and `closure-info/`; `files` lists
+/// them.
 fn make_small_paths(directory: &Path, count: usize) -> Result<u64, Error> {
     let (store, info) = (directory.join("store"), directory.join("closure-info"));
     for made in [&store, &info] {

@@ -1,15 +1,15 @@
 //! Measures `microvm-image` and `microvm` against their peers: mksquashfs, gensquashfs, mkfs.erofs.
 //!
-//! All contenders run in one session and take turns (A B A B ...), so that a machine that becomes slower affects all of them
-//! equally. Results are ratios within each round, with their median, minimum and maximum.
+//! All candidates run in one session and take turns (A B A B ...), so that a machine that becomes slower affects all of
+//! them equally. Results are ratios within each round, with their median, minimum and maximum.
 
 use std::io::Write;
 
 pub mod boot;
 pub mod builds;
 pub mod cache_costs;
-pub mod contest;
-pub mod contests;
+pub mod comparison;
+pub mod comparisons;
 pub mod error;
 pub mod guest_read;
 pub mod measure;

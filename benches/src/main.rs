@@ -8,6 +8,7 @@ use benches::error::{Error, file};
 use benches::method::Method;
 use benches::results::Results;
 use benches::timings::Timings;
+use benches::tool::Programs;
 use benches::{boot, cache_costs, guest_read, message, print, read, report, scale, start_up, store_ways, workspace};
 use clap::{Parser, Subcommand};
 
@@ -21,25 +22,26 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Scenario {
-    /// Run all published benchmarks: `build` with reads in a guest, `scale` in memory, `boot` and `start-up`. This takes hours on two cores
+    /// Run all published benchmarks: `build` with reads in a guest, `scale` in memory, `boot` and `start-up`. This
+    /// takes hours on two cores
     All {
-        /// How often each contender of `build` runs
+        /// How often each candidate of `build` runs
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
     /// Measure first builds, images from the cache and changed paths in about ten minutes. Needs root for loop mounts
     Quick {
-        /// How often each contender runs; one more round is dropped
+        /// How often each candidate runs; one more round is dropped
         #[arg(long, default_value_t = 5)]
         rounds: usize,
         /// Directory for the results [default: benches/results/DATE-quick]
         #[arg(long)]
         results: Option<PathBuf>,
     },
-    /// Measure every value that the goals of the image builder name: `quick`, more levels, large files, peak memory and sandboxed
-    /// builds. Takes about half an hour; needs root, and 6 GiB of memory
+    /// Measure every value that the goals of the image builder name: `quick`, more levels, large files, peak memory and
+    /// sandboxed builds. Takes about half an hour; needs root, and 6 GiB of memory
     Table {
-        /// How often each contender runs; one more round is dropped
+        /// How often each candidate runs; one more round is dropped
         #[arg(long, default_value_t = 5)]
         rounds: usize,
         /// Where to create large synthetic stores
@@ -54,10 +56,10 @@ enum Scenario {
         /// Stores, named after package lists in fixtures/closure/packages
         #[arg(default_values_t = ["server".to_owned(), "desktop".to_owned()])]
         stores: Vec<String>,
-        /// How often each contender runs; one more round is dropped
+        /// How often each candidate runs; one more round is dropped
         #[arg(long, default_value_t = 5)]
         rounds: usize,
-        /// Run only contests whose title contains one of these texts: `defaults`, `level 9`, `rebuild`
+        /// Run only comparisons whose title contains one of these texts: `defaults`, `level 9`, `rebuild`
         #[arg(long, value_delimiter = ',')]
         only: Vec<String>,
         /// Also read the images: through loop mounts, or in a guest too (slow)
@@ -75,11 +77,11 @@ enum Scenario {
         /// Megabytes in files of 16 MB
         #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 4_000])]
         megabytes: Vec<usize>,
-        /// How often each contender runs
+        /// How often each candidate runs
         #[arg(long, default_value_t = 1)]
         rounds: usize,
-        /// Where to create the stores [default: next to the fixtures]. In a tmpfs (`/dev/shm`) neither the disk nor eviction
-        /// from the page cache is measured; it takes about 5 KiB of memory per file
+        /// Where to create the stores [default: next to the fixtures]. In a tmpfs (`/dev/shm`) neither the disk nor
+        /// eviction from the page cache is measured; it takes about 5 KiB of memory per file
         #[arg(long)]
         directory: Option<PathBuf>,
         /// Directory for the results [default: benches/results/DATE-scale]
@@ -116,7 +118,8 @@ enum Scenario {
         #[arg(long)]
         results: Option<PathBuf>,
     },
-    /// Measure the time from a plan to the running hypervisor: a squashfs that is built first, and a disk without an image
+    /// Measure the time from a plan to the running hypervisor: a squashfs that is built first, and a disk without an
+    /// image
     Live {
         /// The closure: `small`, `system`, `server` or `desktop`
         #[arg(default_value = "system")]
@@ -128,7 +131,8 @@ enum Scenario {
         #[arg(long)]
         results: Option<PathBuf>,
     },
-    /// Boot the same emulated guest from a squashfs, a disk without an image, an erofs and persistent memory, until it is up
+    /// Boot the same emulated guest from a squashfs, a disk without an image, an erofs and persistent memory, until it
+    /// is up
     BootWays {
         /// The closure: `small` or `system`
         #[arg(default_value = "system")]
@@ -140,8 +144,8 @@ enum Scenario {
         #[arg(long)]
         results: Option<PathBuf>,
     },
-    /// Measure the host's memory while emulated guests read their whole store: squashfs, live, persistent memory. Needs root;
-    /// drops the page cache
+    /// Measure the host's memory while emulated guests read their whole store: squashfs, live, persistent memory. Needs
+    /// root; drops the page cache
     Memory {
         /// The closure: `small` or `system`
         #[arg(default_value = "system")]
@@ -179,7 +183,8 @@ enum Scenario {
         /// How often to read each image
         #[arg(long, default_value_t = 3)]
         rounds: usize,
-        /// Read only the files of every N-th store path; a whole store of 0.6 GB takes about 2 minutes per image and round
+        /// Read only the files of every N-th store path; a whole store of 0.6 GB takes about 2 minutes per image and
+        /// round
         #[arg(long, default_value_t = 4, value_name = "N")]
         every: usize,
         /// Write every single value as JSON here
@@ -267,7 +272,7 @@ fn all(rounds: usize) -> Result<(), Error> {
 }
 
 fn keep_timings(timings: Timings, directory: Option<PathBuf>, suffix: &str) -> Result<(), Error> {
-    let method = Method::now(&builds::programs()?)?;
+    let method = Method::now(&Programs::prepare()?)?;
     keep(&Results { method, stores: Vec::new(), timings: vec![timings] }, directory, suffix)
 }
 

@@ -25,14 +25,14 @@ pub struct Method {
     pub kernel: String,
     /// One line per program.
     pub versions: Vec<String>,
-    /// The order of the contenders.
+    /// The order of the candidates.
     #[serde(default = "same_order")]
     pub order: String,
 }
 
-/// The order of results from before contenders rotated.
+/// The order of results from before candidates rotated.
 fn same_order() -> String {
-    "every contest in turn, A B A B".to_owned()
+    "every comparison in turn, A B A B".to_owned()
 }
 
 impl Method {
@@ -58,7 +58,7 @@ impl Method {
                 peer("gensquashfs", "--version"),
                 peer("mkfs.erofs", "--version"),
             ],
-            order: "contenders rotate from round to round, the first round is dropped".to_owned(),
+            order: "candidates rotate from round to round, the first round is dropped".to_owned(),
         })
     }
 

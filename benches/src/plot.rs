@@ -4,7 +4,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::contest::Outcome;
+use crate::comparison::Outcome;
 use crate::error::Error;
 use crate::results::{Growth, StoreResults};
 use crate::statistics::spread;
@@ -44,10 +44,10 @@ struct Point {
 /// Fails if the plot cannot be drawn.
 pub fn size_against_time(store: &StoreResults) -> Result<String, Error> {
     let points: Vec<Point> = store
-        .contests
+        .comparisons
         .iter()
-        .filter(|contest| contest.title.starts_with("cold"))
-        .flat_map(|contest| contest.outcomes.iter().filter_map(|outcome| point(&contest.title, outcome)))
+        .filter(|comparison| comparison.title.starts_with("cold"))
+        .flat_map(|comparison| comparison.outcomes.iter().filter_map(|outcome| point(&comparison.title, outcome)))
         .collect();
     if points.is_empty() {
         return plot("no cold builds were measured", HEIGHT, |_| Ok(()));
@@ -120,14 +120,14 @@ impl Labels<'_, '_> {
     }
 }
 
-/// Draws seconds against the growing quantity, one line per contender, with two logarithmic axes.
+/// Draws seconds against the growing quantity, one line per candidate, with two logarithmic axes.
 ///
 /// # Errors
 /// Fails if the plot cannot be drawn.
 pub fn scaling(stores: &[&StoreResults], growth: Growth) -> Result<String, Error> {
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
     for store in stores {
-        for outcome in store.contests.iter().flat_map(|contest| &contest.outcomes) {
+        for outcome in store.comparisons.iter().flat_map(|comparison| &comparison.outcomes) {
             let Some(spread) = spread(&outcome.seconds()) else { continue };
             #[expect(clippy::cast_precision_loss, reason = "counts and sizes are far below 2^53")]
             let size = match growth {
@@ -163,29 +163,29 @@ pub fn scaling(stores: &[&StoreResults], growth: Growth) -> Result<String, Error
     })
 }
 
-/// Draws every contender's median time as a bar on a logarithmic scale, contest by contest.
+/// Draws every candidate's median time as a bar on a logarithmic scale, comparison by comparison.
 ///
 /// # Errors
 /// Fails if the plot cannot be drawn.
 pub fn times(store: &StoreResults) -> Result<String, Error> {
-    let outcomes = || store.contests.iter().flat_map(|contest| &contest.outcomes);
+    let outcomes = || store.comparisons.iter().flat_map(|comparison| &comparison.outcomes);
     let medians: Vec<f64> = outcomes().filter_map(|outcome| Some(spread(&outcome.seconds())?.median)).collect();
     if medians.is_empty() {
         return plot("nothing was measured", HEIGHT, |_| Ok(()));
     }
     let (low, high) = range(medians.iter().copied());
     let axis: LogCoord<f64> = (low * 0.5..high * 2.0).log_scale().into();
-    let rows = i32::try_from(store.contests.len() * 3 / 2 + medians.len()).unwrap_or(i32::MAX / 100);
+    let rows = i32::try_from(store.comparisons.len() * 3 / 2 + medians.len()).unwrap_or(i32::MAX / 100);
     let height = (70 + rows * BAR_HEIGHT).cast_unsigned();
     plot(&format!("Store `{}`: seconds (logarithmic)", store.name), height, |area| {
         let left = (FONT, 12).into_font().color(&BLACK).pos(Pos::new(HPos::Left, VPos::Center));
         let right = left.pos(Pos::new(HPos::Right, VPos::Center));
         let heading = (FONT, 13).into_font().style(FontStyle::Bold).color(&BLACK);
         let mut top = 50;
-        for contest in &store.contests {
-            area.draw_text(&contest.title, &heading, (20, top + 3))?;
+        for comparison in &store.comparisons {
+            area.draw_text(&comparison.title, &heading, (20, top + 3))?;
             top += BAR_HEIGHT;
-            for outcome in &contest.outcomes {
+            for outcome in &comparison.outcomes {
                 let Some(spread) = spread(&outcome.seconds()) else { continue };
                 let end = axis.map(&spread.median, (BAR_LEFT, WIDTH.cast_signed() - 90));
                 let (middle, bar) = (top + BAR_HEIGHT / 2, [(BAR_LEFT, top + 2), (end, top + BAR_HEIGHT - 4)]);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::contest::{ContestOutcome, Outcome};
+use crate::comparison::{ComparisonOutcome, Outcome};
 use crate::error::{Error, file};
 use crate::plot;
 use crate::read;
@@ -24,7 +24,7 @@ pub fn write(results: &Results, directory: &Path) -> Result<(), Error> {
 /// Names and contents of the table and the plots.
 fn files(results: &Results) -> Result<Vec<(String, String)>, Error> {
     let mut files = vec![("table.md".to_owned(), tables(results))];
-    for store in results.stores.iter().filter(|store| store.contests.len() > 1) {
+    for store in results.stores.iter().filter(|store| store.comparisons.len() > 1) {
         files.push((format!("size-{}.svg", store.name), plot::size_against_time(store)?));
         files.push((format!("time-{}.svg", store.name), plot::times(store)?));
     }
@@ -56,8 +56,8 @@ fn store_tables(store: &StoreResults) -> String {
     if let Some(read) = spread(&store.read_seconds) {
         text.push_str(&format!("\nReading all of it once, two readers: {:.3} s.\n", read.median));
     }
-    for contest in &store.contests {
-        text.push_str(&format!("\n### {}\n\n{}", contest.title, contest_table(contest)));
+    for comparison in &store.comparisons {
+        text.push_str(&format!("\n### {}\n\n{}", comparison.title, comparison_table(comparison)));
     }
     if !store.notes.is_empty() {
         text.push_str("\n### other values\n\n");
@@ -74,16 +74,16 @@ fn store_tables(store: &StoreResults) -> String {
     text
 }
 
-/// Formats a table of seconds, ratio to the first contender, size and peak memory.
-fn contest_table(contest: &ContestOutcome) -> String {
-    let Some(first) = contest.outcomes.first() else { return String::new() };
+/// Formats a table of seconds, ratio to the first candidate, size and peak memory.
+fn comparison_table(comparison: &ComparisonOutcome) -> String {
+    let Some(first) = comparison.outcomes.first() else { return String::new() };
     let header = ["", "seconds", "minimum..maximum", "processor s", "time ratio", "image MB", "size ratio", "peak MiB"];
-    let rows: Vec<Vec<String>> = contest.outcomes.iter().map(|outcome| contest_row(outcome, first)).collect();
+    let rows: Vec<Vec<String>> = comparison.outcomes.iter().map(|outcome| comparison_row(outcome, first)).collect();
     markdown(&header.map(String::from), &rows)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^53")]
-fn contest_row(outcome: &Outcome, first: &Outcome) -> Vec<String> {
+fn comparison_row(outcome: &Outcome, first: &Outcome) -> Vec<String> {
     let seconds = outcome.seconds();
     let processor: Vec<f64> = outcome.costs.iter().map(|cost| cost.user_seconds + cost.system_seconds).collect();
     let or_dash = |spread: Option<Spread>, cell: &dyn Fn(Spread) -> String| spread.map_or_else(|| "-".into(), cell);

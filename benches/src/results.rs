@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::contest::ContestOutcome;
+use crate::comparison::ComparisonOutcome;
 use crate::error::{Error, file};
 use crate::method::Method;
 use crate::read::ImageReadings;
@@ -61,12 +61,13 @@ pub struct StoreResults {
     pub files: usize,
     /// Seconds to read it once with two readers, one value per round: a lower bound for hashing its content.
     pub read_seconds: Vec<f64>,
-    /// The results of each contest, in the order in which they ran.
-    pub contests: Vec<ContestOutcome>,
+    /// The results of each comparison, in the order in which they ran.
+    #[serde(rename = "contests")]
+    pub comparisons: Vec<ComparisonOutcome>,
     /// Other measured facts, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
-    /// Times to read the images of the default contest through loop mounts, if requested.
+    /// Times to read the images of the default comparison through loop mounts, if requested.
     pub readings: Vec<ImageReadings>,
     /// Times to read the same images in a guest, if requested.
     pub guest_readings: Vec<ImageReadings>,

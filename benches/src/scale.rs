@@ -5,8 +5,7 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use crate::builds::programs;
-use crate::contest::{Arena, Contender, Contest, Preparation, read_closure};
+use crate::comparison::{Candidate, Comparison, Environment, Preparation, read_closure};
 use crate::error::{Error, file};
 use crate::method::Method;
 use crate::results::{Growth, Results, StoreResults};
@@ -31,9 +30,9 @@ pub struct Extent {
     pub files: Vec<usize>,
     /// Megabytes in large files, one store for each.
     pub megabytes: Vec<usize>,
-    /// How often each contender runs.
+    /// How often each candidate runs.
     pub rounds: usize,
-    /// Names of the contenders; if there are none, all.
+    /// Names of the candidates; if there are none, all.
     pub only: Vec<String>,
 }
 
@@ -42,7 +41,7 @@ pub struct Extent {
 /// # Errors
 /// When a store can't be made or a program fails.
 pub fn run(extent: &Extent, place: &Path) -> Result<Results, Error> {
-    let programs = programs()?;
+    let programs = Programs::prepare()?;
     let method = Method::now(&programs)?;
     let files = extent.files.iter().map(|count| (Growth::Files, *count));
     let bytes = extent.megabytes.iter().map(|megabytes| (Growth::Bytes, *megabytes));
@@ -74,8 +73,8 @@ fn measure_store(
         Growth::Bytes => make_large_files(directory, size * 1_000_000)?,
     };
     let mut tree = StoreTree::unchanging(directory);
-    let mut arena = Arena { tree: &mut tree, programs, scratch: directory };
-    let contests = vec![arena.run(&contest(&what, directory, &extent.only), extent.rounds)?];
+    let mut environment = Environment { tree: &mut tree, programs, scratch: directory };
+    let comparisons = vec![environment.run(&comparison(&what, directory, &extent.only), extent.rounds)?];
     let read_seconds = vec![read_closure(&tree)?];
     Ok(StoreResults {
         name: what.replace(' ', "-"),
@@ -83,29 +82,29 @@ fn measure_store(
         nar_bytes: made.bytes,
         files: made.files,
         read_seconds,
-        contests,
+        comparisons,
         notes: Vec::new(),
         readings: Vec::new(),
         guest_readings: Vec::new(),
     })
 }
 
-fn contest(what: &str, scratch: &Path, only: &[String]) -> Contest {
+fn comparison(what: &str, scratch: &Path, only: &[String]) -> Comparison {
     let ours = |cache| Tool::Ours { packing: Some(PACKING), source: Source::PathList, cache };
     let cached = Cache::At(scratch.join("cache"));
-    let contenders = [
+    let candidates = [
         ("microvm-image", ours(Cache::None), Preparation::Nothing),
         ("microvm-image, filling a cache", ours(cached.clone()), Preparation::Nothing),
         ("microvm-image, nothing changed, plain list", ours(cached), Preparation::NothingChanged),
         ("mksquashfs", Tool::Mksquashfs(PACKING), Preparation::Nothing),
         ("gensquashfs", Tool::Gensquashfs(Some(PACKING)), Preparation::Nothing),
     ];
-    let contenders = contenders
+    let candidates = candidates
         .into_iter()
         .filter(|(name, ..)| only.is_empty() || only.iter().any(|wanted| wanted == name))
-        .map(|(name, tool, preparation)| Contender { name: name.to_owned(), tool, preparation })
+        .map(|(name, tool, preparation)| Candidate { name: name.to_owned(), tool, preparation })
         .collect();
-    Contest { title: format!("{what}, level {}, 128K", PACKING.level), contenders }
+    Comparison { title: format!("{what}, level {}, 128K", PACKING.level), candidates }
 }
 
 /// The content of a synthetic store.

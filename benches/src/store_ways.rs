@@ -1,5 +1,5 @@
-//! `benches live`, `benches boot-ways` and `benches memory`: the ways in which a store reaches the guest, compared: a squashfs
-//! or erofs image on a disk, a disk without an image, and persistent memory.
+//! `benches live`, `benches boot-ways` and `benches memory`: the ways in which a store reaches the guest, compared: a
+//! squashfs or erofs image on a disk, a disk without an image, and persistent memory.
 
 use std::fs::{self, File};
 use std::iter;
@@ -21,8 +21,8 @@ use crate::workspace;
 const TIMEOUT: Duration = Duration::from_secs(1800);
 const GUEST_MEMORY_MIB: u32 = 512;
 
-/// Measures the time from the plan of a closure to the hypervisor, for which `true` stands: a squashfs that is built without
-/// a cache, and a disk without an image.
+/// Measures the time from the plan of a closure to the hypervisor, for which `true` stands: a squashfs that is built
+/// without a cache, and a disk without an image.
 ///
 /// # Errors
 /// When a program can't be built, or fails.
@@ -43,7 +43,7 @@ pub fn start(size: &str, rounds: usize) -> Result<Timings, Error> {
     let program = bin.join("qemu-system-x86_64");
     std::os::unix::fs::symlink("/bin/true", &program).map_err(file("link", &program))?;
     let search_path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
-    let mut contenders = Vec::new();
+    let mut candidates = Vec::new();
     for way in [Way::Live, Way::Squashfs] {
         programs.plan(&closure, way, &here.join(way.plan()))?;
         let disk = match way {
@@ -57,10 +57,10 @@ pub fn start(size: &str, rounds: usize) -> Result<Timings, Error> {
             .env("MICROVM_IMAGE", &programs.image)
             .env("PATH", &search_path)
             .env("MICROVM_RUNTIME_DIR", runtime.path());
-        contenders.push((way.title().to_owned(), command));
+        candidates.push((way.title().to_owned(), command));
     }
     let title = format!("From the plan of the closure `{size}` to the running hypervisor");
-    Timings::in_turn(&title, &mut contenders, rounds, |command| {
+    Timings::alternating(&title, &mut candidates, rounds, |command| {
         // Every round is a first build, and starts a server of its own.
         wait_for_end_of_servers(here)?;
         remove(&here.join("cache"))?;
@@ -88,9 +88,10 @@ fn remove(path: &Path) -> Result<(), Error> {
     workspace::run(Command::new("rm").arg("-rf").arg(path)).map(drop)
 }
 
-/// Boots the same emulated guest with its store on a squashfs, on an erofs, on a disk without an image and in persistent memory,
-/// until it reports that it is up. Images are built before; what is measured begins with `microvm run`, so it includes the
-/// start of the server. The processor time is that of the launcher, the hypervisor and the server.
+/// Boots the same emulated guest with its store on a squashfs, on an erofs, on a disk without an image and in
+/// persistent memory, until it reports that it is up. Images are built before; what is measured begins with `microvm
+/// run`, so it includes the start of the server. The processor time is that of the launcher, the hypervisor and the
+/// server.
 ///
 /// # Errors
 /// When a program can't be built, or a guest does not come up.
@@ -99,17 +100,17 @@ pub fn boot(size: &str, rounds: usize) -> Result<Timings, Error> {
     let fixture = workspace::fixture(size)?;
     let directory =
         tempfile::tempdir_in(workspace::fixtures()).map_err(file("create a directory in", workspace::fixtures()))?;
-    let mut contenders = Vec::new();
+    let mut candidates = Vec::new();
     for way in [Way::Squashfs, Way::Live, Way::Erofs, Way::Pmem] {
         let here = directory.path().join(way.name());
         fs::create_dir(&here).map_err(file("make", &here))?;
         let disk = way.store_disk(&programs, &fixture, &here)?;
         let mount = format!("systemd.mount-extra={}", way.mount());
         let spec = write_spec(&here, way.name(), &fixture, &disk, &[&mount, "guest.actions=report,wait"])?;
-        contenders.push((way.title().to_owned(), (here, spec)));
+        candidates.push((way.title().to_owned(), (here, spec)));
     }
     let title = format!("Booting the same emulated guest with the closure `{size}`, until it reports that it is up");
-    Timings::in_turn(&title, &mut contenders, rounds, |(here, spec)| {
+    Timings::alternating(&title, &mut candidates, rounds, |(here, spec)| {
         let started = Instant::now();
         let mut guest = Guest::start(&programs, here, "guest", spec)?;
         guest.wait()?;
@@ -118,8 +119,8 @@ pub fn boot(size: &str, rounds: usize) -> Result<Timings, Error> {
     })
 }
 
-/// Boots several guests that read their whole store, and measures the memory that they take of the host: their own, and the
-/// page cache of what they read. Returns a table.
+/// Boots several guests that read their whole store, and measures the memory that they take of the host: their own, and
+/// the page cache of what they read. Returns a table.
 ///
 /// # Errors
 /// When a program can't be built, or a guest does not get that far.
@@ -353,8 +354,8 @@ impl Drop for Guest {
     }
 }
 
-/// The memory of a process other than page cache: anonymous, and shared without a file, as the memory of a guest is that a
-/// server of disks can read.
+/// The memory of a process other than page cache: anonymous, and shared without a file, as the memory of a guest is
+/// that a server of disks can read.
 fn own_bytes(process: u32) -> Result<u64, Error> {
     Ok(process_field(process, "smaps_rollup", "Pss_Anon:")? + process_field(process, "smaps_rollup", "Pss_Shmem:")?)
 }
@@ -373,7 +374,8 @@ fn process_field(process: u32, name: &str, field: &str) -> Result<u64, Error> {
     kib.map(|kib| kib << 10).ok_or_else(|| Error::Unexpected(format!("{} has no field {field}", path.display())))
 }
 
-/// Returns the seconds in user mode and in the kernel of a process and of its children that have ended: proc_pid_stat(5).
+/// Returns the seconds in user mode and in the kernel of a process and of its children that have ended:
+/// proc_pid_stat(5).
 fn processor_seconds(process: u32) -> Result<(f64, f64), Error> {
     let path = PathBuf::from(format!("/proc/{process}/stat"));
     let text = fs::read_to_string(&path).map_err(file("read", &path))?;

@@ -27,36 +27,36 @@ pub struct Timed {
 }
 
 impl Timings {
-    /// Runs every command once in each round, as [`Timings::in_turn`] does.
+    /// Runs every command once in each round, as [`Timings::alternating`] does.
     ///
     /// # Errors
     /// When one can't be started or fails.
     pub fn measure(title: &str, commands: &mut [(String, Command)], rounds: usize) -> Result<Self, Error> {
-        let mut contenders: Vec<(String, &mut Command)> =
+        let mut candidates: Vec<(String, &mut Command)> =
             commands.iter_mut().map(|(name, command)| (name.clone(), command)).collect();
-        Self::in_turn(title, &mut contenders, rounds, |command| measure::run(command))
+        Self::alternating(title, &mut candidates, rounds, |command| measure::run(command))
     }
 
-    /// Calls `run` for every contender once in each round. Every round begins with another contender; one round more is run
-    /// at the beginning, and dropped.
+    /// Calls `run` for every candidate once in each round. Every round begins with another candidate; one round more is
+    /// run at the beginning, and dropped.
     ///
     /// # Errors
     /// When `run` fails.
-    pub fn in_turn<T>(
+    pub fn alternating<T>(
         title: &str,
-        contenders: &mut [(String, T)],
+        candidates: &mut [(String, T)],
         rounds: usize,
         mut run: impl FnMut(&mut T) -> Result<Cost, Error>,
     ) -> Result<Self, Error> {
         let mut programs: Vec<Timed> =
-            contenders.iter().map(|(name, _)| Timed { name: name.clone(), costs: Vec::new() }).collect();
-        let count = contenders.len();
+            candidates.iter().map(|(name, _)| Timed { name: name.clone(), costs: Vec::new() }).collect();
+        let count = candidates.len();
         for round in 0..=rounds {
             for index in (0..count).map(|offset| (round + offset) % count) {
-                let (Some(program), Some((_, contender))) = (programs.get_mut(index), contenders.get_mut(index)) else {
+                let (Some(program), Some((_, candidate))) = (programs.get_mut(index), candidates.get_mut(index)) else {
                     continue;
                 };
-                let cost = run(contender)?;
+                let cost = run(candidate)?;
                 if round > 0 {
                     program.costs.push(cost);
                 }
@@ -127,10 +127,10 @@ mod tests {
     }
 
     #[test]
-    fn every_round_begins_with_another_contender_and_the_first_round_is_dropped() {
+    fn every_round_begins_with_another_candidate_and_the_first_round_is_dropped() {
         let mut order = Vec::new();
-        let mut contenders = ["a", "b"].map(|name| (name.to_owned(), name));
-        let timings = Timings::in_turn("order", &mut contenders, 2, |name| {
+        let mut candidates = ["a", "b"].map(|name| (name.to_owned(), name));
+        let timings = Timings::alternating("order", &mut candidates, 2, |name| {
             order.push(*name);
             let number = f64::from(u8::try_from(order.len()).unwrap());
             Ok(Cost { seconds: number, user_seconds: number, system_seconds: number, peak_memory_bytes: 0 })

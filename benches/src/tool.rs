@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::error::Error;
 use crate::store_tree::StoreTree;
+use crate::workspace;
 
 /// The number of threads of every program: all cores of a machine with two, as microvm.nix would pass.
 pub const JOBS: usize = 2;
@@ -70,6 +72,20 @@ pub struct Programs {
     pub peers: PathBuf,
     /// Our own program.
     pub microvm_image: PathBuf,
+}
+
+impl Programs {
+    /// Unpacks the peers with `peers.sh` and builds our own program.
+    ///
+    /// # Errors
+    /// When they can't be unpacked or built.
+    pub fn prepare() -> Result<Self, Error> {
+        let peers = workspace::run(
+            Command::new(workspace::root().join("benches/peers.sh")).arg(workspace::fixtures().join("peers")),
+        )?;
+        let microvm_image = workspace::release_program("imagebuilder", "microvm-image")?;
+        Ok(Self { peers: PathBuf::from(peers.trim()).join("bin"), microvm_image })
+    }
 }
 
 impl Tool {

@@ -1,4 +1,4 @@
-//! A contest: several tools pack the same store and take turns, round after round.
+//! A comparison: several tools pack the same store and take turns, round after round.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,9 +24,9 @@ pub enum Preparation {
     OutputRemoved,
 }
 
-/// A participant of a contest.
+/// A participant of a comparison.
 #[derive(Debug, Clone)]
-pub struct Contender {
+pub struct Candidate {
     /// The name in tables.
     pub name: String,
     /// The tool to run.
@@ -35,20 +35,20 @@ pub struct Contender {
     pub preparation: Preparation,
 }
 
-/// A contest to run; ratios are relative to the first contender.
+/// A comparison to run; ratios are relative to the first candidate.
 #[derive(Debug, Clone)]
-pub struct Contest {
+pub struct Comparison {
     /// The heading above its table.
     pub title: String,
     /// The commands that are compared, in the order of the table.
-    pub contenders: Vec<Contender>,
+    pub candidates: Vec<Candidate>,
 }
 
-/// The results of one contender.
+/// The results of one candidate.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {
-    /// The contender's name.
+    /// The candidate's name.
     pub name: String,
     /// The command of the last run.
     pub command: String,
@@ -72,85 +72,85 @@ impl Outcome {
     }
 }
 
-/// A finished contest.
+/// A finished comparison.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct ContestOutcome {
+pub struct ComparisonOutcome {
     /// The heading above its table.
     pub title: String,
-    /// The results, in the order of the contenders.
+    /// The results, in the order of the candidates.
     pub outcomes: Vec<Outcome>,
 }
 
-/// The environment of a contest: store, programs, and a directory for images and caches.
+/// The environment of a comparison: store, programs, and a directory for images and caches.
 #[derive(Debug)]
-pub struct Arena<'a> {
+pub struct Environment<'a> {
     /// The store that is packed.
     pub tree: &'a mut StoreTree,
-    /// Where the tools of the contenders are.
+    /// Where the tools of the candidates are.
     pub programs: &'a Programs,
     /// A directory on the disk that images are written to.
     pub scratch: &'a Path,
 }
 
-impl Arena<'_> {
-    /// Runs a contest: every contender once in each round.
+impl Environment<'_> {
+    /// Runs a comparison: every candidate once in each round.
     ///
     /// # Errors
     /// When a program fails.
-    pub fn run(&mut self, contest: &Contest, rounds: usize) -> Result<ContestOutcome, Error> {
+    pub fn run(&mut self, comparison: &Comparison, rounds: usize) -> Result<ComparisonOutcome, Error> {
         warm(self.tree)?;
-        let mut outcomes: Vec<Outcome> = contest
-            .contenders
+        let mut outcomes: Vec<Outcome> = comparison
+            .candidates
             .iter()
-            .map(|contender| Outcome {
-                name: contender.name.clone(),
+            .map(|candidate| Outcome {
+                name: candidate.name.clone(),
                 command: String::new(),
                 image_bytes: 0,
                 costs: Vec::new(),
             })
             .collect();
-        let count = contest.contenders.len();
-        // Every round begins with another contender. Round 0 warms up and does not count.
+        let count = comparison.candidates.len();
+        // Every round begins with another candidate. Round 0 warms up and does not count.
         for round in 0..=rounds {
             for turn in 0..count {
                 let number = (round + turn) % count;
-                let (Some(contender), Some(outcome)) = (contest.contenders.get(number), outcomes.get_mut(number))
+                let (Some(candidate), Some(outcome)) = (comparison.candidates.get(number), outcomes.get_mut(number))
                 else {
                     continue;
                 };
-                let cost = self.measure(contender, outcome)?;
+                let cost = self.measure(candidate, outcome)?;
                 message(&format!(
                     "{}, round {round} of {rounds}: {}: {:.3} s",
-                    contest.title, contender.name, cost.seconds
+                    comparison.title, candidate.name, cost.seconds
                 ));
                 if round > 0 {
                     outcome.costs.push(cost);
                 }
             }
         }
-        Ok(ContestOutcome { title: contest.title.clone(), outcomes })
+        Ok(ComparisonOutcome { title: comparison.title.clone(), outcomes })
     }
 
-    fn measure(&mut self, contender: &Contender, outcome: &mut Outcome) -> Result<Cost, Error> {
+    fn measure(&mut self, candidate: &Candidate, outcome: &mut Outcome) -> Result<Cost, Error> {
         let output = self.scratch.join("output.image");
         remove_if_there(&output)?;
-        self.prepare(contender, &output)?;
-        let mut command = contender.tool.command(self.programs, self.tree, &output);
-        self.settle(contender)?;
-        if contender.preparation != Preparation::Nothing {
+        self.prepare(candidate, &output)?;
+        let mut command = candidate.tool.command(self.programs, self.tree, &output);
+        self.settle(candidate)?;
+        if candidate.preparation != Preparation::Nothing {
             // Rebuilds take less than a second, and part of that can be the host of a virtual machine providing memory:
             // run twice in a row and count only the second time.
             measure::run(&mut command)?;
-            self.reset_cache(contender)?;
+            self.reset_cache(candidate)?;
         }
-        if matches!(contender.preparation, Preparation::OutputRemoved | Preparation::OnePathChanged) {
+        if matches!(candidate.preparation, Preparation::OutputRemoved | Preparation::OnePathChanged) {
             remove_if_there(&output)?;
             nix::unistd::sync();
         }
         let cost = measure::run(&mut command)?;
         outcome.command = self.without_directories(&command);
-        if contender.tool.makes_an_image() {
+        if candidate.tool.makes_an_image() {
             outcome.image_bytes = fs::metadata(&output).map_err(file("read", &output))?.len();
         }
         self.tree.set_revision(Revision::First)?;
@@ -171,16 +171,16 @@ impl Arena<'_> {
         text
     }
 
-    fn prepare(&mut self, contender: &Contender, output: &Path) -> Result<(), Error> {
-        let once = |tree: &StoreTree| measure::run(&mut contender.tool.command(self.programs, tree, output)).map(drop);
-        match (contender.preparation, contender.tool.cache_directory()) {
+    fn prepare(&mut self, candidate: &Candidate, output: &Path) -> Result<(), Error> {
+        let once = |tree: &StoreTree| measure::run(&mut candidate.tool.command(self.programs, tree, output)).map(drop);
+        match (candidate.preparation, candidate.tool.cache_directory()) {
             (Preparation::Nothing, Some(cache)) => remove_tree(cache),
             (Preparation::Nothing, None) => Ok(()),
             (Preparation::OnePathChanged, Some(cache)) => {
                 // A copy of the cache after the first closure is kept. Entries never change, so each
                 // round starts with links to them.
                 let first = with_suffix(cache, "first");
-                self.reset_cache(contender)?;
+                self.reset_cache(candidate)?;
                 once(self.tree)?;
                 if !first.exists() {
                     link_tree(cache, &first)?;
@@ -194,9 +194,9 @@ impl Arena<'_> {
     }
 
     /// Puts a cache into the state it has before one path changed, if it has been there.
-    fn reset_cache(&self, contender: &Contender) -> Result<(), Error> {
-        let Some(cache) = contender.tool.cache_directory() else { return Ok(()) };
-        if contender.preparation == Preparation::OnePathChanged {
+    fn reset_cache(&self, candidate: &Candidate) -> Result<(), Error> {
+        let Some(cache) = candidate.tool.cache_directory() else { return Ok(()) };
+        if candidate.preparation == Preparation::OnePathChanged {
             let first = with_suffix(cache, "first");
             remove_tree(cache)?;
             if first.exists() {
@@ -207,10 +207,10 @@ impl Arena<'_> {
     }
 
     /// Gives every run the same start: written data is on the disk, and data to read is in memory.
-    fn settle(&self, contender: &Contender) -> Result<(), Error> {
+    fn settle(&self, candidate: &Candidate) -> Result<(), Error> {
         nix::unistd::sync();
         warm(self.tree)?;
-        for directory in contender.tool.cache_directory().into_iter().filter(|directory| directory.exists()) {
+        for directory in candidate.tool.cache_directory().into_iter().filter(|directory| directory.exists()) {
             let files = reading::list(directory).map_err(file("list", directory))?;
             reading::seconds(reading::Reading::AllFilesTwoReaders, directory, &files)
                 .map_err(file("read", directory))?;

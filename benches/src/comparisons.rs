@@ -1,8 +1,8 @@
-//! The list of contests.
+//! The list of comparisons.
 
 use std::path::Path;
 
-use crate::contest::{Contender, Contest, Preparation};
+use crate::comparison::{Candidate, Comparison, Preparation};
 use crate::tool::{Cache, Packing, Source, Tool};
 
 /// The block size for comparisons: the default of all tools.
@@ -14,71 +14,71 @@ fn ours(packing: Option<Packing>, source: Source, cache: Cache) -> Tool {
     Tool::Ours { packing, source, cache }
 }
 
-fn with(contender: Contender, options: &'static [&'static str]) -> Contender {
-    Contender { tool: Tool::With(Box::new(contender.tool), options), ..contender }
+fn with(candidate: Candidate, options: &'static [&'static str]) -> Candidate {
+    Candidate { tool: Tool::With(Box::new(candidate.tool), options), ..candidate }
 }
 
-fn contender(name: &str, tool: Tool) -> Contender {
-    Contender { name: name.to_owned(), tool, preparation: Preparation::Nothing }
+fn candidate(name: &str, tool: Tool) -> Candidate {
+    Candidate { name: name.to_owned(), tool, preparation: Preparation::Nothing }
 }
 
-/// Returns the contest with the defaults of each tool, without a cache: microvm.nix's two tools, and ours.
+/// Returns the comparison with the defaults of each tool, without a cache: microvm.nix's two tools, and ours.
 #[must_use]
-pub fn defaults() -> Contest {
-    Contest {
+pub fn defaults() -> Comparison {
+    Comparison {
         title: "cold build, defaults".to_owned(),
-        contenders: vec![
-            contender("microvm-image", ours(None, Source::ClosureInfo, Cache::None)),
-            contender("gensquashfs -c zstd (microvm.nix)", Tool::Gensquashfs(None)),
-            contender("mkfs.erofs lz4hc (microvm.nix)", Tool::MkfsErofs),
+        candidates: vec![
+            candidate("microvm-image", ours(None, Source::ClosureInfo, Cache::None)),
+            candidate("gensquashfs -c zstd (microvm.nix)", Tool::Gensquashfs(None)),
+            candidate("mkfs.erofs lz4hc (microvm.nix)", Tool::MkfsErofs),
         ],
     }
 }
 
 /// What filling a cache and sealing add to a build.
 #[must_use]
-pub fn filling(scratch: &Path) -> Contest {
-    Contest {
+pub fn filling(scratch: &Path) -> Comparison {
+    Comparison {
         title: "first build".to_owned(),
-        contenders: vec![
-            contender("microvm-image", ours(None, Source::ClosureInfo, Cache::None)),
-            contender(
+        candidates: vec![
+            candidate("microvm-image", ours(None, Source::ClosureInfo, Cache::None)),
+            candidate(
                 "microvm-image, filling a cache",
                 ours(None, Source::ClosureInfo, Cache::At(scratch.join("cache-cold"))),
             ),
-            with(contender("microvm-image, sealed", ours(None, Source::ClosureInfo, Cache::None)), &["--verity"]),
+            with(candidate("microvm-image, sealed", ours(None, Source::ClosureInfo, Cache::None)), &["--verity"]),
         ],
     }
 }
 
-/// Returns the contest with the same level and block size for all tools, which compares their implementations.
+/// Returns the comparison with the same level and block size for all tools, which compares their implementations.
 #[must_use]
-pub fn same_level(level: u32) -> Contest {
+pub fn same_level(level: u32) -> Comparison {
     let packing = Packing { level, block_bytes: BLOCK_BYTES };
-    Contest {
+    Comparison {
         title: format!("cold build, level {level}, 128K"),
-        contenders: vec![
-            contender("microvm-image", ours(Some(packing), Source::ClosureInfo, Cache::None)),
-            contender("mksquashfs", Tool::Mksquashfs(packing)),
-            contender("gensquashfs", Tool::Gensquashfs(Some(packing))),
+        candidates: vec![
+            candidate("microvm-image", ours(Some(packing), Source::ClosureInfo, Cache::None)),
+            candidate("mksquashfs", Tool::Mksquashfs(packing)),
+            candidate("gensquashfs", Tool::Gensquashfs(Some(packing))),
         ],
     }
 }
 
-/// Returns the contest of builds after one store path of 3 MB or nothing has changed, with copies of the image. `image`
-/// is any build of the closure with our defaults.
+/// Returns the comparison of builds after one store path of 3 MB or nothing has changed, with copies of the image.
+/// `image` is any build of the closure with our defaults.
 #[must_use]
-pub fn rebuild(scratch: &Path, image: &Path) -> Contest {
-    let cached = |name: &str, source, preparation| Contender {
+pub fn rebuild(scratch: &Path, image: &Path) -> Comparison {
+    let cached = |name: &str, source, preparation| Candidate {
         name: format!("microvm-image, {name}"),
         tool: ours(None, source, Cache::At(scratch.join(format!("cache-{}", name.replace([' ', ','], "-"))))),
         preparation,
     };
     let new_file = Preparation::OutputRemoved;
-    let copy = |name: &str, tool, preparation| Contender { name: name.to_owned(), tool, preparation };
-    Contest {
+    let copy = |name: &str, tool, preparation| Candidate { name: name.to_owned(), tool, preparation };
+    Comparison {
         title: "rebuild".to_owned(),
-        contenders: vec![
+        candidates: vec![
             copy("cp of the image into a new file", Tool::Copy(image.to_owned()), new_file),
             copy("cp and sync", Tool::CopySynced(image.to_owned()), new_file),
             cached("image from the cache into a new file", Source::ClosureInfo, new_file),
@@ -98,50 +98,50 @@ pub fn rebuild(scratch: &Path, image: &Path) -> Contest {
 
 /// The part of [`rebuild`] for large closures: one path changed and a plain list, against copying the image.
 #[must_use]
-pub fn one_path_changed(scratch: &Path, image: &Path) -> Contest {
-    let contenders = rebuild(scratch, image).contenders.into_iter();
+pub fn one_path_changed(scratch: &Path, image: &Path) -> Comparison {
+    let candidates = rebuild(scratch, image).candidates.into_iter();
     let parts = ["microvm-image, one path changed, new file", "microvm-image, plain list, new file"];
     let is_part = |name: &str| name.starts_with("cp") || parts.contains(&name);
-    Contest {
+    Comparison {
         title: "one path changed".to_owned(),
-        contenders: contenders.filter(|contender| is_part(&contender.name)).collect(),
+        candidates: candidates.filter(|candidate| is_part(&candidate.name)).collect(),
     }
 }
 
 /// An image from the cache on another file system, against copying the image there.
 #[must_use]
-pub fn from_the_cache(file_system: &str, scratch: &Path, image: &Path) -> Contest {
-    let contender =
-        |name: &str, tool| Contender { name: name.to_owned(), tool, preparation: Preparation::OutputRemoved };
-    Contest {
+pub fn from_the_cache(file_system: &str, scratch: &Path, image: &Path) -> Comparison {
+    let candidate =
+        |name: &str, tool| Candidate { name: name.to_owned(), tool, preparation: Preparation::OutputRemoved };
+    Comparison {
         title: format!("image from the cache, {file_system}"),
-        contenders: vec![
-            contender("cp of the image into a new file", Tool::Copy(image.to_owned())),
-            contender("cp and sync", Tool::CopySynced(image.to_owned())),
-            contender("microvm-image", ours(None, Source::ClosureInfo, Cache::At(scratch.join("cache")))),
+        candidates: vec![
+            candidate("cp of the image into a new file", Tool::Copy(image.to_owned())),
+            candidate("cp and sync", Tool::CopySynced(image.to_owned())),
+            candidate("microvm-image", ours(None, Source::ClosureInfo, Cache::At(scratch.join("cache")))),
         ],
     }
 }
 
 /// An image of very many small store paths, against opening, reading and closing the files in `list`.
 #[must_use]
-pub fn small_paths(scratch: &Path, list: &Path) -> Contest {
+pub fn small_paths(scratch: &Path, list: &Path) -> Comparison {
     let new_file = Preparation::OutputRemoved;
     let cache = Cache::At(scratch.join("cache"));
-    Contest {
+    Comparison {
         title: "small store paths".to_owned(),
-        contenders: vec![
-            Contender {
+        candidates: vec![
+            Candidate {
                 name: "open, read and close of every file".to_owned(),
                 tool: Tool::ReadFiles(list.to_owned()),
                 preparation: new_file,
             },
-            Contender {
+            Candidate {
                 name: "microvm-image, from the cache".to_owned(),
                 tool: ours(None, Source::ClosureInfo, cache),
                 preparation: new_file,
             },
-            contender("microvm-image, without a cache", ours(None, Source::ClosureInfo, Cache::None)),
+            candidate("microvm-image, without a cache", ours(None, Source::ClosureInfo, Cache::None)),
         ],
     }
 }
