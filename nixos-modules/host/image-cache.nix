@@ -12,34 +12,21 @@ let
   socketDirectory = "/run/microvm-image";
 
   # Both need only their directory; the service also needs its socket.
-  hardening = {
+  hardening = import ./hardening.nix // {
     CapabilityBoundingSet = [ "" ];
     DevicePolicy = "closed";
     IPAddressDeny = "any";
     KeyringMode = "private";
-    LockPersonality = true;
     MemoryDenyWriteExecute = true;
     NoNewPrivileges = true;
     PrivateDevices = true;
     PrivateMounts = true;
     PrivateNetwork = true;
-    PrivateTmp = true;
     ProcSubset = "pid";
-    ProtectClock = true;
-    ProtectControlGroups = true;
-    ProtectHome = true;
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
-    ProtectKernelModules = true;
-    ProtectKernelTunables = true;
     ProtectProc = "invisible";
     ProtectSystem = "strict";
     RemoveIPC = true;
     RestrictAddressFamilies = [ "AF_UNIX" ];
-    RestrictNamespaces = true;
-    RestrictRealtime = true;
-    RestrictSUIDSGID = true;
-    SystemCallArchitectures = "native";
     SystemCallErrorNumber = "EPERM";
     SystemCallFilter = [
       "@system-service"

@@ -72,20 +72,7 @@ let
     };
 
   # None of the five hypervisors needs what these settings forbid.
-  hardening = {
-    LockPersonality = true;
-    PrivateTmp = true;
-    ProtectClock = true;
-    ProtectControlGroups = true;
-    ProtectHome = true;
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
-    ProtectKernelModules = true;
-    ProtectKernelTunables = true;
-    RestrictNamespaces = true;
-    RestrictRealtime = true;
-    RestrictSUIDSGID = true;
-    SystemCallArchitectures = "native";
+  hardening = import ./hardening.nix // {
     RestrictAddressFamilies = [
       "AF_UNIX"
       "AF_INET"
