@@ -1,29 +1,7 @@
 //! Numbers on the command line that are none, or are out of range, are refused before anything else happens.
 
 use crate::{microvm, stderr};
-
-/// Not a number for any option.
-const NEVER: [&str; 15] = [
-    "",
-    " ",
-    "x",
-    "-",
-    "+",
-    "1.5",
-    "1e9",
-    "0x10",
-    " 5",
-    "5 ",
-    "1_000",
-    "NaN",
-    "99999999999999999999999999999999",
-    "\u{661}\u{662}",
-    "\u{ff11}",
-];
-const NEGATIVE: &str = "-1";
-const TWO_TO_63: &str = "9223372036854775808";
-const TWO_TO_64: &str = "18446744073709551616";
-const YEAR_AND_A_SECOND: &str = "31536001";
+use testing::{NEGATIVE, NOT_NUMBERS, TWO_TO_63, TWO_TO_64, YEAR_AND_A_SECOND};
 
 #[test]
 fn numbers_that_are_none_or_out_of_range_are_refused_with_what_they_must_be() {
@@ -48,7 +26,7 @@ fn numbers_that_are_none_or_out_of_range_are_refused_with_what_they_must_be() {
         (&["clean-up-after", "web"], &["5"], &[TWO_TO_64]),
     ];
     for (before, after, refused) in &options {
-        for number in NEVER.iter().chain(*refused) {
+        for number in NOT_NUMBERS.iter().chain(*refused) {
             let arguments = [before, &[*number][..], after].concat();
             let output = microvm(&arguments);
             assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
