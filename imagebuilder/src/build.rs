@@ -3,6 +3,7 @@
 mod back_pressure;
 mod buffers;
 mod check;
+mod content_counts;
 mod earlier;
 mod erofs;
 mod job;
@@ -21,13 +22,13 @@ mod sequence;
 mod source;
 mod squashfs;
 mod steps;
-mod tally;
 mod transfer;
 mod work_times;
 
+pub use crate::cache::outputs::Durability;
 pub use make_pack::{PackRequest, make_pack};
-pub use nar_check::OtherContent;
-pub use output::{Durability, OutputError};
+pub use nar_check::NarHashMismatch;
+pub use output::OutputError;
 
 use crate::cache::block_hashes::BlocksOf;
 use crate::cache::outputs::{PlanKey, Published};
@@ -114,7 +115,7 @@ pub enum BuildError {
     Scan(Vec<ScanError>),
     /// Some store paths do not have the NAR hashes in the closure's source.
     #[error("{}", list_problems(.0))]
-    OtherContent(Vec<OtherContent>),
+    NarHashMismatch(Vec<NarHashMismatch>),
     /// A file cannot be read.
     #[error("cannot read {}", .path.display())]
     Read {
@@ -367,7 +368,7 @@ fn write_blocks(
         (done.work_seconds, done.slowest_paths) = (times.seconds(), times.slowest(store_paths));
         if !done.other_content.is_empty() {
             done.other_content.sort_by(|a, b| a.path.cmp(&b.path));
-            return Err(BuildError::OtherContent(done.other_content));
+            return Err(BuildError::NarHashMismatch(done.other_content));
         }
         Ok(done)
     })

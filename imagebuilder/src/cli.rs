@@ -29,8 +29,9 @@ use std::process::ExitCode;
 
 /// Build and read the store disk of a NixOS microVM.
 ///
-/// The disk is an image of a closure: all store paths that a system needs. It is a compressed squashfs, built on all cores
-/// with a cache for what did not change, or an uncompressed erofs. Equal store paths and settings produce the same image, byte for byte.
+/// The disk is an image of a closure: all store paths that a system needs. It is a compressed squashfs, built on all
+/// cores with a cache of unchanged content, or an uncompressed erofs. Equal store paths and settings produce the same
+/// image, byte for byte.
 ///
 /// Data goes to stdout, messages to stderr. Exit codes: 0 success, 1 failure, 2 bad input or usage, 130 interrupted.
 #[derive(Debug, Parser)]
@@ -76,7 +77,8 @@ fn arguments() -> Cli {
         Cli::from_arg_matches(&matches)
     });
     parsed.unwrap_or_else(|error| {
-        // clap quotes the arguments, which may contain control characters: parse escaped arguments again for the message.
+        // clap quotes the arguments, which may contain control characters: parse escaped arguments again for the
+        // message.
         let shown = program::output::escaped_arguments(std::env::args_os());
         let error = Cli::try_parse_from(&shown).err().unwrap_or(error);
         if error.use_stderr() {

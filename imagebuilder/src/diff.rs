@@ -1,7 +1,8 @@
 //! The differences between two images: names, types, modes, owners, sizes, targets, content.
 
-use crate::first_of::FirstOf;
+use crate::bounded_findings::BoundedFindings;
 use crate::image::{Escaped, FileContent, FileTree, ImageError, ImagePath, Inode, InodeKind, Node, Nodes, Piece};
+use program::plural::counted;
 use rayon::prelude::*;
 use serde::{Serialize, Serializer};
 use std::cmp::Ordering;
@@ -83,7 +84,7 @@ pub enum DiffError {
     #[error("the second image")]
     Second(#[source] ImageError),
     /// No thread can be started.
-    #[error("cannot start {jobs} threads")]
+    #[error("cannot start {}", counted(*jobs, "thread"))]
     Threads {
         /// The requested number.
         jobs: usize,
@@ -100,7 +101,7 @@ pub fn diff(first: &dyn FileTree, second: &dyn FileTree, options: DiffOptions) -
     let jobs = options.jobs.max(1);
     let threads = crate::threads::pool(jobs);
     let threads = threads.map_err(|source| DiffError::Threads { jobs, source })?;
-    let found = FirstOf::new(options.max_differences);
+    let found = BoundedFindings::new(options.max_differences);
     let mut pairs = Pairs {
         first: first.walk().map_err(DiffError::First)?.peekable(),
         second: second.walk().map_err(DiffError::Second)?.peekable(),
@@ -122,7 +123,7 @@ pub fn diff(first: &dyn FileTree, second: &dyn FileTree, options: DiffOptions) -
     Ok(DiffReport { version: 1, difference_count, differences })
 }
 
-fn changed(found: &FirstOf<Difference>, path: &[u8], detail: String) {
+fn changed(found: &BoundedFindings<Difference>, path: &[u8], detail: String) {
     found.add(Difference { path: ImagePath(path.to_vec()), change: Change::Changed, detail });
 }
 
@@ -131,7 +132,7 @@ fn changed(found: &FirstOf<Difference>, path: &[u8], detail: String) {
 struct Pairs<'a> {
     first: Peekable<Nodes<'a>>,
     second: Peekable<Nodes<'a>>,
-    found: &'a FirstOf<Difference>,
+    found: &'a BoundedFindings<Difference>,
 }
 
 /// Compares two paths by the order of walks: parents first, the names in a directory by their bytes.
@@ -242,7 +243,7 @@ fn compare_contents(
     first: &dyn FileTree,
     second: &dyn FileTree,
     (a, b): (&Node, &Node),
-    found: &FirstOf<Difference>,
+    found: &BoundedFindings<Difference>,
 ) -> Result<(), DiffError> {
     let (InodeKind::File(file), InodeKind::File(other)) = (&a.inode.kind, &b.inode.kind) else { return Ok(()) };
     let mut left = ContentStream::new(first.content(file));

@@ -12,6 +12,7 @@ mod write;
 use crate::image::{FileTree, ImageError, ImagePath, Inode, InodeType};
 use nix::errno::Errno;
 use plan::ExtractPlan;
+use program::plural::counted;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -114,7 +115,7 @@ pub enum ExtractError {
     #[error("interrupted")]
     Interrupted,
     /// No thread can be started.
-    #[error("cannot start {jobs} threads")]
+    #[error("cannot start {}", counted(*jobs, "thread"))]
     Threads {
         /// The requested number.
         jobs: usize,
@@ -124,7 +125,11 @@ pub enum ExtractError {
 }
 
 fn others_text(others: u64) -> String {
-    if others == 0 { String::new() } else { format!(", and there are {others} more such files") }
+    match others {
+        0 => String::new(),
+        1 => ", and there is one more such file".to_owned(),
+        _ => format!(", and there are {others} more such files"),
+    }
 }
 
 /// Converts the error of a system call to [`ExtractError::Write`].

@@ -1,5 +1,6 @@
-//! Builds the image of a Nix closure, a squashfs or an EROFS, and reads, verifies, compares and extracts such images. The program
-//! `microvm-image` is a thin layer over this crate; `ARCHITECTURE.md` explains how the modules work together.
+//! Builds the image of a Nix closure, a squashfs or an EROFS, and reads, verifies, compares and extracts such images.
+//! The program `microvm-image` is a thin layer over this crate; `ARCHITECTURE.md` explains how the modules work
+//! together.
 //!
 //! A build has four stages, each of which is data that you can inspect:
 //!
@@ -49,6 +50,7 @@
 
 pub mod attributes;
 pub mod block_map;
+mod bounded_findings;
 pub mod build;
 pub mod cache;
 pub mod cache_service;
@@ -58,7 +60,6 @@ pub mod dump;
 pub mod encode;
 pub mod erofs;
 pub mod extract;
-mod first_of;
 pub mod image;
 pub mod inspect;
 pub mod little_endian;

@@ -3,6 +3,7 @@
 use crate::plan::ImagePlan;
 use crate::store_path::StorePath;
 use crate::threads::map_in_parallel;
+use program::plural::counted;
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, open, statat};
 use std::fmt;
 use std::io;
@@ -36,7 +37,12 @@ impl std::error::Error for MissingPaths {}
 impl fmt::Display for MissingPaths {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (absent, planned) = (self.absent.len(), self.planned);
-        write!(formatter, "{absent} of {planned} store paths cannot be read in {}:", self.store_dir.display())?;
+        write!(
+            formatter,
+            "{absent} of {} cannot be read in {}:",
+            counted(planned, "store path"),
+            self.store_dir.display()
+        )?;
         self.absent.iter().try_for_each(|path| write!(formatter, "\n  {path}"))
     }
 }

@@ -1,5 +1,6 @@
 //! Checks whether an image is valid and, given a closure, whether it contains exactly that closure.
 
+mod attributes;
 mod blocks;
 mod compare;
 mod erofs;
@@ -20,6 +21,7 @@ use crate::plan::PlannedPath;
 use crate::squashfs::format::IMAGE_ALIGNMENT_BYTES;
 use blocks::Decompress;
 use problem::Problems;
+use program::plural::counted;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -99,7 +101,7 @@ pub enum VerifyError {
     #[error(transparent)]
     Image(#[from] ImageError),
     /// No thread can be started.
-    #[error("cannot start {jobs} threads")]
+    #[error("cannot start {}", counted(*jobs, "thread"))]
     Threads {
         /// The requested number.
         jobs: usize,

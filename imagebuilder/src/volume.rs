@@ -1,12 +1,13 @@
 //! Creates a volume: a sparse file with an empty file system, for a machine to write to.
 //!
-//! The file system's mkfs program creates it in a hidden file beside the output. The result is checked, and then renamed
-//! by a call that fails if the output exists. So a volume is never overwritten, and never incomplete.
+//! The file system's mkfs program creates it in a hidden file beside the output. The result is checked, and then
+//! renamed by a call that fails if the output exists. So a volume is never overwritten, and never incomplete.
 
 pub use volume_maker::{FileSystem, LabelProblem, ReadBackError, TooSmall};
 
 use nix::sys::stat::{Mode, umask};
 use program::place::Place;
+use program::plural::counted;
 use program::presence::is_directory;
 use std::ffi::OsString;
 use std::io::{self, Read, Seek};
@@ -56,7 +57,7 @@ pub enum RequestProblem {
         directory: PathBuf,
     },
     /// The size is not a multiple of the sector size.
-    #[error("the size is {bytes} bytes, but it must be a multiple of {SECTOR_BYTES} bytes and not 0")]
+    #[error("the size is {}, but it must be a multiple of {SECTOR_BYTES} bytes and not 0", counted(*bytes, "byte"))]
     Size {
         /// The size.
         bytes: u64,

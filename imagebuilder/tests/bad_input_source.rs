@@ -40,7 +40,7 @@ fn a_nix_store_without_store_paths_is_refused() {
         ("--store root", "--store can only be used with STORE_PATHs"),
         ("--store root --closure-info info", "--store can only be used with STORE_PATHs, and not with --closure-info"),
     ] {
-        let hint = "hint: to say which directory contains the files of the store paths, use --store-dir DIR";
+        let hint = "hint: use --store-dir DIR to specify the directory that contains the files of the store paths";
         refused(&workspace, arguments, &format!("error: {message}\n{hint}\n"));
     }
 }
@@ -213,7 +213,7 @@ fn a_registration_and_a_list_of_different_closures_are_refused() {
         &workspace,
         "--closure-info info",
         &format!(
-            "error: info: `registration` and `store-paths` are of different closures: \
+            "error: info: `registration` and `store-paths` belong to different closures: \
              {TOOLS} is in only one of them\n"
         ),
     );

@@ -70,7 +70,7 @@ fn a_service_that_cannot_make_packs_is_not_asked_again() {
     let service = Running::new();
     service.packs.set(0, Making::Fails);
     let error = error_of(&service.socket());
-    assert!(error.contains("refused: no space left"), "{error}");
+    assert!(error.contains("refused the request: no space left"), "{error}");
     assert_eq!(service.packs.begun(), [base_name(0)]);
 }
 

@@ -543,7 +543,7 @@ fn the_service_makes_no_pack_of_a_damaged_store_path() {
     let Run { code, stderr, .. } = host.workspace.run(&line);
     assert_eq!(code, 2, "{stderr}");
     let lines: Vec<&str> = stderr.lines().filter(|line| line.contains("has the NAR hash sha256:")).collect();
-    assert!(lines[0].starts_with("warning: the cache service at run.sock refused: "), "{stderr}");
+    assert!(lines[0].starts_with("warning: the cache service at run.sock refused the request: "), "{stderr}");
     assert!(lines[1].starts_with("error: ") && lines.len() == 2, "{stderr}");
     let script = format!("find cache served -name '{}-*'", &GREETING[..32]);
     let found = Command::new("sh").args(["-c", &script]).current_dir(host.workspace.root()).output().unwrap();

@@ -6,8 +6,8 @@ use crate::spec::Hypervisor;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Facts about the host. `check` and `explain` use [`HostFacts::assumed`] without inspecting the host; `explain` only adds
-/// what the image of the store disk says.
+/// Facts about the host. `check` and `explain` use [`HostFacts::assumed`] without inspecting the host; `explain` only
+/// adds what the image of the store disk says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostFacts {
     /// The processor architecture.
@@ -107,7 +107,7 @@ impl Desktop {
     }
 
     /// Whether programs can open windows.
-    pub fn has_windows(&self) -> bool {
+    pub fn has_desktop(&self) -> bool {
         self.wayland_socket.is_some() || self.x11_display.is_some()
     }
 }

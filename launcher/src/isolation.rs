@@ -6,6 +6,7 @@
 //! runner.
 
 mod contents;
+mod device_rules;
 mod devices;
 mod directory;
 mod locks;
@@ -13,7 +14,8 @@ mod mounts;
 mod store_disks;
 mod tree;
 
-pub use devices::{allow_devices, iommufd_nodes, vfio_group_nodes};
+pub use device_rules::allow_devices;
+pub use devices::{iommufd_nodes, vfio_group_nodes};
 pub use directory::{FIRST_USER_ID_VARIABLE, FLAKE, StateDirectory, TOPLEVEL, UserIds};
 pub use mounts::{make, make_volumes, remove};
 pub use store_disks::{ImageLock, STORE_DISKS, StoreDisks};

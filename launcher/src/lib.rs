@@ -58,6 +58,7 @@ pub mod shutdown;
 pub mod side_processes;
 pub mod sockets;
 pub mod spec;
+pub mod stamp;
 pub mod state;
 pub mod store_disk;
 pub mod store_seal;

@@ -36,8 +36,8 @@ const ACCEPT_PERIOD: Duration = Duration::from_secs(1);
 const BACKLOG: i32 = 16;
 /// The most connections that are accepted after the hypervisor has ended. The queue is not longer.
 const MAX_LAST_CONNECTIONS: usize = 24;
-/// How long an incomplete message is left alone after some of it was read, so that a guest that sends byte by byte cannot
-/// wake the supervisor for each of them.
+/// How long an incomplete message is left alone after some of it was read, so that a guest that sends byte by byte
+/// cannot wake the supervisor for each of them.
 const READ_PAUSE: Duration = Duration::from_millis(50);
 /// The length of the queue to the service manager. Beyond it, the oldest status lines are dropped.
 const MAX_PENDING: usize = 32;
@@ -234,7 +234,8 @@ impl GuestListener {
         self.path.as_ref()
     }
 
-    /// Returns the descriptors and events to poll for from `now` until the [`GuestListener::deadline`] of the same time.
+    /// Returns the descriptors and events to poll for from `now` until the [`GuestListener::deadline`] of the same
+    /// time.
     pub fn interests(&self, now: Instant) -> Vec<(BorrowedFd<'_>, PollFlags)> {
         let listener = self.can_accept().then(|| self.listener.as_fd());
         let readable = self.connections.iter().filter(|connection| connection.read_after <= now);
@@ -262,8 +263,8 @@ impl GuestListener {
         self.read()
     }
 
-    /// Returns what the guest has sent when its hypervisor has ended, complete or not. The limits per second do not apply,
-    /// because the last report is that of the guest's end.
+    /// Returns what the guest has sent when its hypervisor has ended, complete or not. The limits per second do not
+    /// apply, because the last report is that of the guest's end.
     pub fn finish(&mut self) -> Vec<GuestMessage> {
         let mut messages = Vec::new();
         let mut left = MAX_LAST_CONNECTIONS;
@@ -500,7 +501,7 @@ mod tests {
     fn the_last_report_of_a_guest_that_has_reported_much_is_received() {
         let (_directory, _, mut listener) = listener();
         let connect = || UnixStream::connect(listener.path().unwrap()).unwrap();
-        // As many as are open at a time, and then the queue.
+        // As many as can be open at the same time, plus the queue.
         let mut guest: Vec<_> = (0..MAX_CONNECTIONS).map(|_| connect()).collect();
         assert_eq!(listener.receive(), []);
         let connect = || UnixStream::connect(listener.path().unwrap()).unwrap();

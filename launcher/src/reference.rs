@@ -1,5 +1,5 @@
-//! The references of the machine spec and of `cluster.json` in Markdown, generated from their schemas. Tests compare them
-//! with docs/machine-spec.md and docs/cluster-spec.md.
+//! The references of the machine spec and of `cluster.json` in Markdown, generated from their schemas. Tests compare
+//! them with docs/machine-spec.md and docs/cluster-spec.md.
 
 use crate::cluster::spec::{CLUSTER_VERSION, ClusterSpec};
 use crate::spec::SPEC_VERSION;
@@ -13,7 +13,7 @@ pub fn machine_spec_reference() -> String {
         "# The machine spec\n\n\
          A machine is one JSON document, version {SPEC_VERSION}. `microvm schema` prints its JSON Schema; this page is generated from it\n\
          by `microvm schema --markdown`. Every object refuses fields that are not listed here.\n\
-         Relative paths refer to the machine's state directory.\n"
+         Relative paths are resolved against the machine's state directory.\n"
     );
     reference(head, "Machine", &machine_spec_schema())
 }

@@ -1,12 +1,13 @@
 //! Starting a machine: creates everything that it needs; then this process becomes the hypervisor or its supervisor.
 
-mod arrival;
 mod become_hypervisor;
 mod clean_up;
+mod incoming;
 mod output;
 mod prepare;
 mod refusals;
 mod resources;
+mod saving;
 mod supervise;
 mod vsock;
 
@@ -27,16 +28,16 @@ use crate::share_view::ViewError;
 use crate::side_processes::SideProcessError;
 use crate::sockets::SocketError;
 use crate::spec::MachineSpec;
+use crate::stamp::{BorrowedIdentity, Stamp, StampInputs};
 use crate::state::{MachineState, RuntimeDirectory, StartLock, StartRequest, StateError};
 use crate::store_disk::StoreDiskError;
 use crate::store_seal::SealError;
 use crate::suspend::{
-    BorrowedIdentity, Resumption, SameMac, Stamp, StampInputs, StartingGuest, SuspendError, SuspendedState,
-    forget_pause, require_own_macs, wait_until_saved,
+    Resumption, SameMac, StartingGuest, SuspendError, SuspendedState, forget_pause, require_own_macs,
 };
 use crate::validate::{CheckedSpec, check};
 use crate::volumes::VolumeError;
-use arrival::Arrival;
+use incoming::IncomingState;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use output::OutputWriter;
@@ -52,7 +53,7 @@ pub use prepare::Prepared;
 pub use refusals::refusals;
 
 /// The time for the guest to shut down, if the caller has not chosen one.
-const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long to wait before trying again to lock a state directory.
 const LOCK_INTERVAL: Duration = Duration::from_millis(10);
@@ -320,7 +321,7 @@ fn run_until_it_ends(
         message(&format!("warning: {warning}"));
     }
     // Before anything is made that would have to be removed.
-    wait_until_saved(&state, interruption)?;
+    saving::wait_until_saved(&state, interruption)?;
     let mut prepared = Prepared::make(lowered, &mut lock, interruption, message)?;
     if !is_confined() {
         let macs: Vec<_> = lowered.document.interfaces.iter().map(|interface| interface.mac.clone()).collect();
@@ -328,9 +329,9 @@ fn run_until_it_ends(
     }
     // Before the launch is changed to resume or to receive the machine.
     let as_booted = stamp_of(lowered, &prepared, None)?;
-    let arrival = find_arrival(lowered, &mut prepared, lock.request(), message)?;
-    let stamp = match &arrival {
-        Some(Arrival::Resumption(resumption)) => Some(resumption.stamp()),
+    let incoming = find_incoming(lowered, &mut prepared, lock.request(), message)?;
+    let stamp = match &incoming {
+        Some(IncomingState::Resumption(resumption)) => Some(resumption.stamp()),
         _ => as_booted,
     };
     let launch = &prepared.launch.clone();
@@ -341,7 +342,7 @@ fn run_until_it_ends(
     }
     let held = held.map_or_else(|| lock_directory(&launch.working_directory, interruption), Ok)?;
     match supervision {
-        Supervision::Become if arrival.is_none() => {
+        Supervision::Become if incoming.is_none() => {
             // The thread that writes them ends when this process becomes the hypervisor.
             messages.finish();
             let context = become_hypervisor::ExecContext { interruption, held };
@@ -352,7 +353,7 @@ fn run_until_it_ends(
             let stop_timeout = supervision.stop_timeout();
             let messages = messages.clone();
             let supervisor = supervise::Supervisor { launch, state: &state, stop_timeout, interruption, messages };
-            let ended = supervisor.run(prepared, arrival);
+            let ended = supervisor.run(prepared, incoming);
             state.clear_running();
             drop((held, lock));
             ended
@@ -361,16 +362,16 @@ fn run_until_it_ends(
 }
 
 /// Returns how the machine gets into its hypervisor if it does not boot, and changes the launch for that.
-fn find_arrival(
+fn find_incoming(
     lowered: &Lowered<'_>,
     prepared: &mut Prepared,
     request: StartRequest,
     message: &mut dyn FnMut(&str),
-) -> Result<Option<Arrival>, RunError> {
+) -> Result<Option<IncomingState>, RunError> {
     if request.is_incoming {
         let launch = receiving(prepared.launch.clone());
         prepared.launch = launch.ok_or_else(|| RunError::NotReceived(prepared.launch.hypervisor.to_string()))?;
-        return Ok(Some(Arrival::Migration));
+        return Ok(Some(IncomingState::Migration));
     }
     let now = |borrowed: Option<&BorrowedIdentity>| stamp_of(lowered, prepared, borrowed);
     let found = Resumption::find(&prepared.launch, now, message);
@@ -387,7 +388,7 @@ fn find_arrival(
     let Some(resumption) = resumption else { return Ok(None) };
     resumption.mark(prepared.identity.as_ref())?;
     prepared.launch = resumed(prepared.launch.clone(), &resumption.directory());
-    Ok(Some(Arrival::Resumption(resumption)))
+    Ok(Some(IncomingState::Resumption(resumption)))
 }
 
 /// Describes what this start depends on, or what a start of the machine depends on whose identity a clone's guest has.
@@ -411,8 +412,8 @@ fn stamp_of(
 }
 
 /// Locks a state directory while a machine starts and runs in it, for programs that do not know which runtime directory
-/// records the machine. The lock ends with the process. Waits for a program that looks whether the directory is locked, or
-/// deletes it.
+/// records the machine. The lock ends with the process. Waits for a program that looks whether the directory is locked,
+/// or deletes it.
 fn lock_directory(directory: &HostPath, interruption: &Interruption) -> Result<Flock<File>, RunError> {
     let failed = |source| RunError::File { path: directory.clone(), source };
     let mut opened = File::open(directory.as_path()).map_err(failed)?;

@@ -1,15 +1,17 @@
 //! A private view of a store with some of its paths only: what a closure-only share serves.
 //!
-//! The view exists in a mount namespace of its own, so it needs no space and no cleaning up: a file system in memory, on which
-//! each store path is a read-only bind mount of the original. Without root, the namespace belongs to a user namespace.
+//! The view exists in a mount namespace of its own, so it needs no space and no cleaning up: a file system in memory,
+//! on which each store path is a read-only bind mount of the original. Without root, the namespace belongs to a user
+//! namespace.
 //!
-//! `microvm serve-view` makes it. virtiofsd then runs in the same namespace, and its own namespace receives mounts that are
-//! added later, because the view is a shared mount (Documentation/filesystems/sharedsubtree.rst of the kernel). qemu, which
-//! serves 9p shares itself, stays in the host's namespace and inherits a descriptor of the view's root directory.
+//! `microvm serve-view` makes it. virtiofsd then runs in the same namespace, and its own namespace receives mounts that
+//! are added later, because the view is a shared mount (Documentation/filesystems/sharedsubtree.rst of the kernel).
+//! qemu, which serves 9p shares itself, stays in the host's namespace and inherits a descriptor of the view's root
+//! directory.
 //!
-//! A guest can name only files below the view's root: virtiofsd and qemu resolve its names there, follow no symbolic link,
-//! and accept no file handle from it. A virtiofsd that a guest has taken over cannot leave the view by file handles either:
-//! it has no capability to open them.
+//! A guest can name only files below the view's root: virtiofsd and qemu resolve its names there, follow no symbolic
+//! link, and accept no file handle from it. A virtiofsd that a guest has taken over cannot leave the view by file
+//! handles either: it has no capability to open them.
 
 use crate::launch::{ClosureView, VIEW};
 use crate::path::HostPath;
@@ -86,7 +88,7 @@ pub enum ViewError {
     )]
     Namespace(io::Error),
     /// The program that serves the view could open files outside it.
-    #[error("closureOnly: the capability to open file handles cannot be given up: {0}")]
+    #[error("closureOnly: the capability to open file handles cannot be dropped: {0}")]
     FileHandles(io::Error),
     /// A store path does not exist.
     #[error("{path}: there is no such store path on this host")]
@@ -174,7 +176,8 @@ pub fn check_namespace() -> Result<(), ViewError> {
     try_namespaces(USERS_NAMESPACES, None).map_err(ViewError::Namespace)
 }
 
-/// Returns the name of a store path, without its directory: a hash, a dash and a name, in the characters that Nix allows.
+/// Returns the name of a store path, without its directory: a hash, a dash and a name, in the characters that Nix
+/// allows.
 fn store_name(path: &str) -> Option<&str> {
     let (directory, name) = path.rsplit_once('/')?;
     let (hash, rest) = name.split_at_checked(HASH_CHARACTERS)?;
@@ -280,8 +283,8 @@ impl View {
         })
     }
 
-    /// Adds the paths that programs send to the socket, until the process ends. Each client has a thread, so that one that
-    /// sends nothing does not keep the others waiting.
+    /// Adds the paths that programs send to the socket, until the process ends. Each client has a thread, so that one
+    /// that sends nothing does not keep the others waiting.
     pub fn serve_requests(&self, listener: &UnixListener) {
         let clients = Clients::default();
         thread::scope(|scope| {
@@ -361,7 +364,8 @@ impl Clients {
     }
 }
 
-/// Binds the socket for further paths. This is done before the namespace is entered, in which its directory may be covered.
+/// Binds the socket for further paths. This is done before the namespace is entered, in which its directory may be
+/// covered.
 ///
 /// # Errors
 /// Fails if the socket cannot be created.
@@ -448,7 +452,8 @@ fn kept_flags(mounted: &OwnedFd) -> MsFlags {
     pairs.into_iter().filter(|(flag, _)| found.contains(*flag)).map(|(_, flag)| flag).collect()
 }
 
-/// Gives the view the group of the store. In a user namespace only the user's own group exists; the guest then sees another.
+/// Gives the view the group of the store. In a user namespace only the user's own group exists; the guest then sees
+/// another.
 fn give_group(root: &OwnedFd, store: &FileStat) {
     let _ =
         nix::unistd::fchownat(root, "", None, Some(nix::unistd::Gid::from_raw(store.st_gid)), AtFlags::AT_EMPTY_PATH);

@@ -4,7 +4,6 @@ use crate::control::{ControlError, Controller};
 use crate::launch::{ForcedStop, GracefulStep, Launch};
 use crate::sockets::connect_to;
 use crate::state::{Activity, MachineState, ProcessIdentity, StateError};
-use crate::suspend::is_suspended;
 use nix::sys::signal::Signal;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -88,6 +87,8 @@ pub struct StopTarget<'launch> {
     pub process: Option<ProcessIdentity>,
     /// The socket that serves its console, if it has a supervisor.
     pub console_socket: Option<PathBuf>,
+    /// Whether the guest is paused and its memory is saved, so that it cannot shut down.
+    pub is_saved: bool,
 }
 
 /// Stops the machine. The guest has `timeout` to shut down; failed requests are retried during that time. After it the
@@ -102,8 +103,7 @@ pub fn stop(target: &StopTarget<'_>, timeout: Duration, message: &mut dyn FnMut(
     if machine.is_gone() {
         return Ok(Stopped::WasNotRunning);
     }
-    if is_suspended(launch) {
-        // The guest is paused, and its memory is saved.
+    if target.is_saved {
         return machine.force_stop(message);
     }
     let (hypervisor, seconds) = (launch.hypervisor, timeout.as_secs());

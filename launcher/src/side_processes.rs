@@ -11,10 +11,10 @@
 //!
 //! No process with root's rights creates a file in a directory that the machine's user can change. virtiofsd creates a
 //! socket and `SOCKET.pid`, and follows symbolic links when it creates the latter; passt creates a socket and
-//! `SOCKET.repair`, and leaves both behind. They create them in a private directory, and the launcher then moves the socket
-//! to its place. passt closes all descriptors, so the private directory is its working directory. passt and the server of the
-//! store disk run as the machine's user, if there is one. The directory that a virtiofs daemon serves is opened in the same
-//! way: the daemon sees it in its own mount namespace.
+//! `SOCKET.repair`, and leaves both behind. They create them in a private directory, and the launcher then moves the
+//! socket to its place. passt closes all descriptors, so the private directory is its working directory. passt and the
+//! server of the store disk run as the machine's user, if there is one. The directory that a virtiofs daemon serves is
+//! opened in the same way: the daemon sees it in its own mount namespace.
 
 use crate::interruption::{Interrupted, Interruption, end_group};
 use crate::launch::{OnExit, SideProcess, SideProcessKind, VIEW};
@@ -27,7 +27,7 @@ use crate::store_disk::named_in_environment;
 use nix::sched::CloneFlags;
 use nix::unistd::Group;
 use program::child::{OnParentDeath, deny_others, pass_descriptors, prepare, show_directory, try_namespaces};
-use program::place::{Directory, Place, PrivateDirectory, descriptor_path, require_out_of_reach};
+use program::place::{Directory, Place, PrivateDirectory, descriptor_path, require_not_modifiable_by};
 use program::user::Identity;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -44,8 +44,8 @@ const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How long another launcher may take to record the command of a daemon that it has just restarted.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
-/// The options that precede the path of a socket: those of virtiofs daemons and of crosvm's graphics card, and those of passt
-/// and of the server of the store disk.
+/// The options that precede the path of a socket: those of virtiofs daemons and of crosvm's graphics card, and those of
+/// passt and of the server of the store disk.
 const SOCKET_OPTIONS: [&str; 2] = ["--socket-path", "--socket"];
 /// The option in a virtiofs daemon's arguments that precedes the directory that it serves.
 const SHARED_OPTION: &str = "--shared-dir=";
@@ -58,7 +58,8 @@ const MAX_RESTART_DELAY: Duration = Duration::from_secs(10);
 /// A daemon that has run this long is healthy: its next failure counts as the first.
 const HEALTHY_RUN_TIME: Duration = Duration::from_secs(30);
 
-/// Mode of a record that root writes. Any user who starts the machine must be able to check which command serves its sockets.
+/// Mode of a record that root writes. Any user who starts the machine must be able to check which command serves its
+/// sockets.
 const ROOTS_COMMAND_MODE: u32 = 0o644;
 /// Mode of any other user's record, which is trusted only by this user.
 const COMMAND_MODE: u32 = 0o600;
@@ -188,7 +189,7 @@ fn find_trusted(
     let program = find_program_of_machine(&program_of(process), working_directory)
         .map_err(|source| SideProcessError::NotInstalled { name: name(), source })?;
     match client.filter(|_| !runs_as_client(process)) {
-        Some(client) => match require_out_of_reach(&program, client) {
+        Some(client) => match require_not_modifiable_by(&program, client) {
             Ok(()) => Ok(program),
             Err(source) => Err(SideProcessError::Start { name: name(), program, source }),
         },
@@ -267,14 +268,14 @@ fn socket_group(process: &SideProcess) -> Option<&str> {
     process.arguments.iter().filter_map(|argument| argument.strip_prefix(GROUP_OPTION)).next_back()
 }
 
-/// Returns the group of a virtiofs daemon's socket if this host does not have it. If the groups cannot be read, the daemon
-/// reports what is wrong.
+/// Returns the group of a virtiofs daemon's socket if this host does not have it. If the groups cannot be read, the
+/// daemon reports what is wrong.
 pub fn missing_group(process: &SideProcess) -> Option<&str> {
     socket_group(process).filter(|group| matches!(Group::from_name(group), Ok(None)))
 }
 
-/// Checks that the group of a virtiofs daemon's socket exists. The daemon creates the socket before it looks for the group, so
-/// that it would seem to serve for a moment, and would end and be restarted for ever.
+/// Checks that the group of a virtiofs daemon's socket exists. The daemon creates the socket before it looks for the
+/// group, so that it would seem to serve for a moment, and would end and be restarted for ever.
 fn check_group(process: &SideProcess) -> Result<(), SideProcessError> {
     match missing_group(process) {
         Some(group) => Err(SideProcessError::NoGroup { name: describe(process), group: group.to_owned() }),
@@ -528,8 +529,8 @@ impl Entry {
     /// Creates the directory for the daemon's socket, and returns it with the arguments that use it.
     fn private_socket(&self) -> io::Result<(Option<PrivateDirectory>, Vec<String>)> {
         let mut arguments = self.process.all_arguments();
-        // A virtiofs daemon sets the group by the path of the socket, after it has begun to listen, and ends if the socket
-        // has been moved by then. So the launcher sets it.
+        // A virtiofs daemon sets the group by the path of the socket, after it has begun to listen, and ends if the
+        // socket has been moved by then. So the launcher sets it.
         arguments.retain(|argument| !argument.starts_with(GROUP_OPTION));
         let socket = self.process.socket.as_str();
         let names_socket = |(index, argument): (usize, &String)| {

@@ -32,8 +32,8 @@ pub enum SocketError {
     },
 }
 
-/// Opens a socket in order to connect to it through its descriptor. Another user can then not lead the connection to a
-/// socket of another directory by a symbolic link, and the path can be longer than an address.
+/// Opens a socket in order to connect to it through its descriptor. Another user then cannot redirect the connection to
+/// another socket with a symbolic link, and the path can be longer than an address.
 ///
 /// # Errors
 /// Fails if there is no socket, or it is one that root must not open.

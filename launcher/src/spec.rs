@@ -38,7 +38,7 @@ pub struct MachineSpec {
     /// Version of this format; 1.
     pub version: u32,
     /// The machine's name. Its sockets and state files are named after it, and commands such as `microvm stop NAME`
-    /// take it.
+    /// refer to the machine by it.
     pub name: String,
     /// The hypervisor; `--hypervisor` overrides it.
     #[serde(default)]

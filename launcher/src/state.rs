@@ -18,7 +18,7 @@ use recorder::own_records;
 use crate::launch::{Launch, STAMP};
 use crate::name::{BadMachineName, MachineName};
 use crate::network::CreatedInterface;
-use crate::suspend::Stamp;
+use crate::stamp::Stamp;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{AccessFlags, Uid, access, geteuid};

@@ -8,23 +8,20 @@
 mod clone;
 mod files;
 mod same_mac;
-mod stamp;
 
 pub use clone::{ClonedState, copy_to_clone, is_inside as is_inside_state_directory};
 pub use files::SuspendedState;
 pub use same_mac::{SameMac, StartingGuest, require_own_macs};
-pub use stamp::{BorrowedIdentity, Stamp, StampError, StampInputs};
 
 use crate::control::{ControlError, Controller, SavedMachine, saves_to_file};
 use crate::hypervisor::suspend_refusals;
 use crate::identity::CLONE_FILE;
-use crate::interruption::Interruption;
 use crate::launch::{Access, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
-use crate::run::RunError;
 use crate::shutdown::{StopError, StopTarget, stop};
 use crate::spec::MachineSpec;
+use crate::stamp::{self, BorrowedIdentity, Stamp, StampError};
 use crate::state::{Activity, MachineState, ProcessIdentity, StateError};
 use crate::validate::{CheckedSpec, check};
 use crate::volumes::{CopyError, is_almost_full};
@@ -43,7 +40,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The file in the runtime directory that is locked while a machine is saved. It exists while the guest is paused for
 /// that.
-const LOCK: &str = "suspend.lock";
+pub(crate) const LOCK: &str = "suspend.lock";
 /// How long saving or loading a machine may take, plus [`SECONDS_PER_GIB`].
 const MIN_TIMEOUT: Duration = Duration::from_secs(120);
 /// A slow disk writes 16 MiB in a second.
@@ -174,10 +171,6 @@ impl SuspendError {
     }
 }
 
-/// How long a start waits for a process that is still saving the machine.
-const SAVING_TIMEOUT: Duration = Duration::from_secs(30);
-const SAVING_POLL_INTERVAL: Duration = Duration::from_millis(10);
-
 /// What happens to the hypervisor when the machine is saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterSave {
@@ -241,7 +234,8 @@ pub fn suspend(
     let saved = Saved { paused: began.elapsed(), disk_bytes };
     if after_save == AfterSave::End {
         let (process, console_socket) = (Some(running.hypervisor), running.console_socket);
-        stop(&StopTarget { launch: &launch, process, console_socket }, Duration::ZERO, message)?;
+        let target = StopTarget { launch: &launch, process, console_socket, is_saved: true };
+        stop(&target, Duration::ZERO, message)?;
         forget_pause(state);
     }
     Ok(saved)
@@ -266,34 +260,6 @@ pub fn continue_paused(state: &MachineState) -> Result<bool, SuspendError> {
     Controller::new(socket, &launch.working_directory).unpause()?;
     forget_pause(state);
     Ok(true)
-}
-
-/// Waits for a process that is saving a machine whose hypervisor has ended: what it saves must be complete before a start
-/// looks for it, and the volumes must not change until then.
-///
-/// # Errors
-/// Returns [`SuspendError::InProgress`] if it takes longer than [`SAVING_TIMEOUT`], or [`RunError::Interrupted`].
-pub(crate) fn wait_until_saved(state: &MachineState, interruption: &Interruption) -> Result<(), RunError> {
-    let path = state.file(LOCK);
-    let failed = |source| RunError::File { path: HostPath::new(path.to_string_lossy()), source };
-    let place = Place::nofollow(&path).map_err(failed)?;
-    let mut file = match place.open(OFlag::O_RDONLY) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
-    };
-    let end = Instant::now() + SAVING_TIMEOUT;
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(_) => return Ok(()),
-            Err((again, Errno::EWOULDBLOCK)) if Instant::now() < end => file = again,
-            Err((_, Errno::EWOULDBLOCK)) => {
-                return Err(SuspendError::InProgress(state.name().to_owned()).into());
-            }
-            Err((_, errno)) => return Err(failed(errno.into())),
-        }
-        interruption.pause(SAVING_POLL_INTERVAL)?;
-    }
 }
 
 /// Records that the guest is no longer paused.
@@ -334,7 +300,8 @@ fn owner_of(launch: &Launch) -> Result<Option<Identity>, SuspendError> {
     Ok(identity.filter(|_| nix::unistd::geteuid().is_root()))
 }
 
-fn lock(state: &MachineState) -> Result<Flock<File>, SuspendError> {
+/// Locks the machine for saving it.
+pub(crate) fn lock(state: &MachineState) -> Result<Flock<File>, SuspendError> {
     let path = state.file(LOCK);
     let failed = |source| SuspendError::File { path: HostPath::new(path.to_string_lossy()), source };
     let file = Place::nofollow(&path).and_then(|place| place.open_or_create(0o600)).map_err(failed)?;
@@ -527,26 +494,4 @@ pub fn keeps_store_disk(launch: &Launch, image: Option<&Path>) -> bool {
     let absolute = |path: &HostPath| path.below(&launch.working_directory);
     let (plan, own) = (absolute(&need.plan), absolute(&need.image));
     !state.was_resumed() && stamp.has_store_disk(need, plan.as_path(), image.unwrap_or(own.as_path()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::state::RuntimeDirectory;
-    use nix::sys::pthread::{pthread_kill, pthread_self};
-    use nix::sys::signal::Signal;
-
-    #[test]
-    fn a_signal_ends_a_start_that_waits_for_a_suspend() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
-        let starting = state.lock_for_start(directory.path()).unwrap();
-        let interruption = Interruption::watch().unwrap();
-        wait_until_saved(&state, &interruption).unwrap();
-        let saving = lock(&state).unwrap();
-        pthread_kill(pthread_self(), Signal::SIGTERM).unwrap();
-        let waited = wait_until_saved(&state, &interruption);
-        assert!(matches!(waited, Err(RunError::Interrupted(_))), "{waited:?}");
-        drop((saving, starting));
-    }
 }

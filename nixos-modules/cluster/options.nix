@@ -26,7 +26,7 @@ let
   node.options = {
     id = mkOption {
       type = types.ints.positive;
-      description = "The number of the host. It is unique, and never changes.";
+      description = "The number of the host. It must be unique and must never change.";
     };
     addresses = mkOption {
       type = types.listOf types.str;
@@ -56,7 +56,7 @@ let
     ports = mkOption {
       type = types.attrsOf types.str;
       default = { };
-      description = "The outlet or name of a host on the device, by host, if it differs from the host's name.";
+      description = "For each host, its outlet or name on the device, if that differs from the host's name.";
     };
     parameters = mkOption {
       type = types.attrsOf types.str;
@@ -65,7 +65,7 @@ let
       description = "The parameters of the agent, without passwords.";
     };
     passwordFile = optional types.str "A file on every host with the device's password, readable by root only, and not in the Nix store.";
-    timeout = seconds 60 "The time in seconds in which the device must have fenced a host.";
+    timeout = seconds 60 "The time limit in seconds for fencing a host.";
   };
 
   machine =
@@ -85,8 +85,8 @@ let
           defaultText = "the declared runner in `flake`";
           description = "The runner of the machine, such as `self.packages.x86_64-linux.web`.";
         };
-        memory = optional types.ints.positive "The memory in MiB that the machine uses of its host's; with null, that of its configuration, including `hotplugMem`.";
-        prefer = names "The hosts on which the machine runs if possible, the best first. It does not move back to one by itself.";
+        memory = optional types.ints.positive "The memory in MiB that the machine takes up on its host; null means the memory in its configuration, including `hotplugMem`.";
+        prefer = names "The hosts that the machine prefers, best first. The machine does not move back to a preferred host by itself.";
         apartFrom = names "The machines that never run on the same host as this one.";
         migrate =
           optional
@@ -97,11 +97,11 @@ let
             ])
             "How the machine moves to another host: it keeps running, is suspended and resumed, or is shut down and booted. With null, `live` if it supports that and `migration.command` is set, otherwise `suspend` if it supports that and `migration.directory` is set, otherwise `cold`.";
         timeouts = {
-          start = seconds 180 "The time in seconds until the hypervisor runs. It includes copying the runner.";
-          stop = seconds 120 "The time in seconds for a stop. If it takes longer, the host is fenced.";
+          start = seconds 180 "The time limit in seconds for starting the hypervisor, including copying the runner.";
+          stop = seconds 120 "The time limit in seconds for a stop. If it takes longer, the host is fenced.";
           drain = optional types.ints.positive "The time in seconds for the guest to shut down before its hypervisor is killed; with null, two thirds of `stop`.";
-          monitor = seconds 20 "The time in seconds for one check whether the machine runs. There is one every 10 seconds.";
-          migrate = optional types.ints.positive "The time in seconds for a move to another host; with null, 120 and 64 more for each GiB of memory.";
+          monitor = seconds 20 "The time limit in seconds for checking whether the machine runs, which happens every 10 seconds.";
+          migrate = optional types.ints.positive "The time limit in seconds for a move to another host; null means 120 seconds plus 64 seconds for each GiB of memory.";
           ready = optional types.ints.positive "The time in seconds for the guest to boot. A guest that has not reported by then that it is ready is restarted; with null, the guest is not checked. Requires `microvm.vsock.notify` of the machine.";
         };
       };
@@ -117,7 +117,7 @@ in
     name = mkOption {
       type = types.str;
       example = "rack1";
-      description = "The cluster's name. Hosts join only the cluster of their name.";
+      description = "The cluster's name. Hosts only join a cluster with the same name.";
     };
     nodes = mkOption {
       type = types.attrsOf (types.submodule node);
@@ -136,8 +136,8 @@ in
       description = "Whether to open the UDP ports of Corosync in the firewall of NixOS. Messages without the key are dropped.";
     };
     totem = {
-      token = optional types.ints.positive "The time in milliseconds without a token after which a host counts as failed, at least 100; with null, Corosync's default of 3000. For each host more than two, `tokenCoefficient` is added.";
-      tokenCoefficient = optional types.ints.positive "The time in milliseconds that is added to `token` for each host more than two; with null, Corosync's default of 650.";
+      token = optional types.ints.positive "The time in milliseconds without a token after which a host counts as failed, at least 100; with null, Corosync's default of 3000. `tokenCoefficient` is added for each host beyond two.";
+      tokenCoefficient = optional types.ints.positive "The time in milliseconds that is added to `token` for each host beyond two; with null, Corosync's default of 650.";
       consensus = optional types.ints.positive "The time in milliseconds in which the hosts must agree on a new membership; with null, 1.2 times the token.";
     };
     qdevice = {

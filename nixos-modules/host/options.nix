@@ -44,7 +44,7 @@ let
       writablePaths = mkOption {
         type = types.listOf types.path;
         default = [ ];
-        description = "Files and directories of the host that they may also write to, if their user has the permission.";
+        description = "Files and directories of the host that the machine's hypervisor and scripts may also write to, if the machine's user has permission.";
       };
       namespaces = mkOption {
         type = types.bool;
@@ -155,7 +155,7 @@ in
       startupTimeout = mkOption {
         type = types.ints.positive;
         default = 150;
-        description = "The time in seconds for a machine to start, and to stop. The guest may use two thirds of it to shut down, at most 60 s.";
+        description = "The time limit in seconds for starting a machine, and for stopping it. The guest may use two thirds of it to shut down, at most 60 s.";
       };
       suspendOnShutdown = mkOption {
         type = types.either types.bool (types.listOf types.str);
@@ -163,8 +163,7 @@ in
         example = [ "web" ];
         description = ''
           Whether machines are suspended instead of shut down when the host shuts down or reboots: all of them, or only those
-          listed. A machine whose runner or host has changed by its next start boots, and finds its volumes as after a power
-          cut. A machine that cannot be suspended is shut down.
+          listed. If a machine's runner or host has changed by its next start, the machine boots and finds its volumes as after a power cut. A machine that cannot be suspended is shut down.
         '';
       };
       useNotifySockets = mkOption {

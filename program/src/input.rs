@@ -1,9 +1,13 @@
-//! Numbers and text files that people pass to a program. The standard library's errors describe digits and streams; these
-//! say what is expected.
+//! Numbers and text files that people pass to a program. The standard library's errors describe digits and streams;
+//! these say what is expected.
 
 use std::io;
 use std::num::{IntErrorKind, ParseIntError};
 use std::str::FromStr;
+
+/// The longest time that a command line or a configuration can contain, in seconds: a year. The clock does not
+/// overflow.
+pub const MAX_SECONDS: u64 = 31_536_000;
 
 /// Parses a whole number of the command line.
 ///

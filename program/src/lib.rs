@@ -1,6 +1,6 @@
 //! What `microvm` and `microvm-image` share because both are Unix programs: output, failures and exit codes, untrusted
-//! text in messages, sections of manual pages, spelling suggestions, files that appear whole or not at all, places that another user may change,
-//! users, child processes, and the version.
+//! text in messages, sections of manual pages, spelling suggestions, files that appear whole or not at all, places that
+//! another user may change, users, child processes, and the version.
 //!
 //! Nothing here knows about machines or images; neither of the two main crates depends on the other.
 //!
@@ -34,6 +34,7 @@ pub mod manual;
 pub mod output;
 pub mod own_socket;
 pub mod place;
+pub mod plural;
 pub mod presence;
 pub mod signals;
 pub mod spelling;

@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 /// The file of a socket that this process has bound. It is removed when this value is dropped, or earlier by
-/// [`OwnSocket::remove`], unless another file has its name by then. Keep the socket itself open until then: the number of
-/// the file's inode can be given to another file as soon as nothing uses it.
+/// [`OwnSocket::remove`], unless another file has its name by then. Keep the socket itself open until then: the number
+/// of the file's inode can be given to another file as soon as nothing uses it.
 #[derive(Debug)]
 pub struct OwnSocket {
     directory: OwnedFd,
@@ -62,8 +62,8 @@ impl OwnSocket {
         self.directory.as_raw_fd()
     }
 
-    /// Removes the file, so that clients find no socket instead of one that refuses connections. Does nothing when it is
-    /// called again.
+    /// Removes the file, so that clients find no socket instead of one that refuses connections. Does nothing when it
+    /// is called again.
     pub fn remove(&self) {
         let own = self.identity.lock().unwrap_or_else(PoisonError::into_inner).take();
         if own.is_some() && own == self.found() {
@@ -88,8 +88,8 @@ pub enum Obstacle {
     NotASocket,
 }
 
-/// Removes the socket that a killed process has left at `path`. Does nothing if there is no file, also if another process
-/// removes it at the same time. Returns what cannot be removed.
+/// Removes the socket that a killed process has left at `path`. Does nothing if there is no file, even if another
+/// process removes it at the same time. Returns what cannot be removed.
 ///
 /// # Errors
 /// The file cannot be inspected or removed, or this user must not connect to the socket.

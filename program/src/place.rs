@@ -36,7 +36,8 @@ pub use private::PrivateDirectory;
 mod private;
 mod resolve;
 
-/// The longest file that is read whole, in bytes. The largest ones are lists of store paths, with some hundred bytes each.
+/// The longest file that is read whole, in bytes. The largest ones are lists of store paths, with some hundred bytes
+/// each.
 pub const MAX_READ_BYTES: u64 = 64 << 20;
 
 /// An open directory.
@@ -567,9 +568,9 @@ fn check_writable(directory: &OwnedFd) -> io::Result<()> {
 /// Refuses to let root run a program that the machine's user could replace.
 ///
 /// # Errors
-/// Fails if the program, or a directory or a symbolic link on the way to it, belongs to that user or is writable by that
-/// user.
-pub fn require_out_of_reach(program: &Path, user: &Identity) -> io::Result<()> {
+/// Fails if the program, or a directory or a symbolic link on the way to it, belongs to that user or is writable by
+/// that user.
+pub fn require_not_modifiable_by(program: &Path, user: &Identity) -> io::Result<()> {
     for path in passed_by(program)? {
         let stat = nix::sys::stat::lstat(&path)?;
         let (mode, group) = (stat.st_mode, Gid::from_raw(stat.st_gid));
@@ -590,8 +591,8 @@ pub fn descriptor_path(descriptor: &impl AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
 }
 
-/// Reads a file whole, but not without a limit: the user of a machine can make its files as long as the disk allows, and
-/// root reads them.
+/// Reads a file whole, but not without a limit: the user of a machine can make its files as long as the disk allows,
+/// and root reads them.
 fn read_limited(file: File) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     file.take(MAX_READ_BYTES + 1).read_to_end(&mut content)?;

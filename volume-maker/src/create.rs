@@ -1,43 +1,24 @@
 //! Creating a volume.
 
-use crate::file_system::{FileSystem, TooSmall};
+use crate::file_system::TooSmall;
 use crate::read_back::{self, ReadBackError};
+use crate::request::{VolumeRequest, plain_path};
 use crate::{mkfs, sparse};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, fstatfs};
 use program::child::pass_descriptors;
 use program::place::{Place, descriptor_path};
-use program::user::Identity;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use tempfile::{NamedTempFile, TempDir};
 
 /// The mode of the directories in a volume.
 const DIRECTORY_MODE: u32 = 0o755;
-
-/// A volume to create.
-#[derive(Clone, Copy, Debug)]
-pub struct VolumeRequest<'a> {
-    /// Its size in bytes. The disk stores only what mkfs writes.
-    pub size_bytes: u64,
-    /// Its file system.
-    pub file_system: FileSystem,
-    /// The label of the file system.
-    pub label: Option<&'a str>,
-    /// Directories to create in it, with their parents, owned by root with the mode 0755. ext4 only.
-    pub directories: &'a [PathBuf],
-    /// Additional arguments for the mkfs program, before the name of the file.
-    pub mkfs_arguments: &'a [OsString],
-    /// The mode of the file.
-    pub mode: u32,
-    /// The owner of the file; none for this process' user.
-    pub owner: Option<&'a Identity>,
-}
 
 /// A program that has ended.
 #[derive(Debug)]
@@ -154,24 +135,6 @@ fn avoid_copy_on_write(image: &File) {
     if is_btrfs && let Ok(flags) = ioctl_getflags(image) {
         let _ = ioctl_setflags(image, flags | IFlags::NOCOW);
     }
-}
-
-/// Returns `store` for `/store` and `store/`; `None` if the path does not consist of plain names. Quotes are refused
-/// because debugfs reads names in quotes.
-pub fn plain_path(directory: &Path) -> Option<PathBuf> {
-    let text = directory.to_str()?;
-    if text.contains(|character: char| character.is_control() || character == '"') {
-        return None;
-    }
-    let mut inner = PathBuf::new();
-    for component in directory.components() {
-        match component {
-            Component::RootDir | Component::CurDir => {}
-            Component::Normal(name) => inner.push(name),
-            Component::ParentDir | Component::Prefix(_) => return None,
-        }
-    }
-    (!inner.as_os_str().is_empty()).then_some(inner)
 }
 
 /// Creates a tree of empty directories for mkfs to copy, with the right modes.

@@ -22,12 +22,14 @@ mod file_system;
 mod image_format;
 mod mkfs;
 mod read_back;
+mod request;
 mod sparse;
 mod superblock;
 
-pub use create::{CommandOutput, CreateError, Run, RunError, VolumeRequest, create, plain_path};
+pub use create::{CommandOutput, CreateError, Run, RunError, create};
 pub use file_system::{FileSystem, LabelProblem, TooSmall};
 pub use image_format::{FormatKind, ImageFormat, image_format};
 pub use mkfs::find as find_program;
 pub use read_back::ReadBackError;
+pub use request::{VolumeRequest, plain_path};
 pub use superblock::{FoundFileSystem, file_system, is_recognised};

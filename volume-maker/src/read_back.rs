@@ -1,7 +1,7 @@
 //! Checks that a new volume is the requested one.
 
-use crate::create::{VolumeRequest, plain_path};
 use crate::file_system::FileSystem;
+use crate::request::{VolumeRequest, plain_path};
 use crate::superblock;
 use ext4_view::{Ext4, Ext4Error};
 use program::place::descriptor_path;

@@ -2,7 +2,7 @@
 
 use super::BuildError;
 use super::buffers::BufferPool;
-use super::nar_check::{self, OtherContent};
+use super::nar_check::{self, NarHashMismatch};
 use super::new_pack::{NewPack, PackKeeper};
 use super::output::ImageFile;
 use super::source::InputPath;
@@ -160,7 +160,7 @@ pub(super) enum Completed {
     /// It could not be written.
     Failed,
     /// The store path does not have its NAR hash.
-    OtherContent(OtherContent),
+    NarHashMismatch(NarHashMismatch),
 }
 
 /// The inputs that all workers share.
@@ -327,7 +327,7 @@ impl<'a> Worker<'a> {
         })?;
         self.buffer = buffer;
         if let Some(other_content) = other_content {
-            return Ok(Completed::OtherContent(other_content));
+            return Ok(Completed::NarHashMismatch(other_content));
         }
         let head = PackHead {
             path: &store_path.planned,

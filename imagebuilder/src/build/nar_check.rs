@@ -18,7 +18,7 @@ use thiserror::Error;
      another one",
     .path.display(), nar_hash::print(.actual), nar_hash::print(.expected)
 )]
-pub struct OtherContent {
+pub struct NarHashMismatch {
     /// The location of the store path.
     pub path: PathBuf,
     /// The hash in the source.
@@ -34,11 +34,11 @@ pub(super) fn check(
     store_path: &InputPath,
     buffer: &mut [u8],
     cancel: &AtomicBool,
-) -> Result<Option<OtherContent>, BuildError> {
+) -> Result<Option<NarHashMismatch>, BuildError> {
     let Some(expected) = store_path.planned.nar_hash else { return Ok(None) };
     let actual = digest(store_path, buffer, cancel)?.sha256;
     let path = store_path.location.clone();
-    Ok((actual != expected).then_some(OtherContent { path, expected, actual }))
+    Ok((actual != expected).then_some(NarHashMismatch { path, expected, actual }))
 }
 
 /// Serialises the files of a store path. `buffer` holds a range.

@@ -2,7 +2,7 @@
 
 use super::BuildError;
 use super::seal::Sidecar;
-use crate::cache::outputs::Published;
+use crate::cache::outputs::{Durability, Published};
 use crate::pack::SHARED_BLOCK_BYTES;
 use crate::threads::join;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -56,16 +56,6 @@ const MIN_SHARED_BYTES: u64 = 16 << 10;
 /// Frees a number of bytes on a full disk; returns false if there is nothing to free.
 pub(super) type MakeRoom<'a> = &'a (dyn Fn(u64) -> bool + Sync);
 
-/// Whether an image is on disk before it gets its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// Every image is synced first, so that a power cut leaves a complete image.
-    Synced,
-    /// Only an image that replaces a file is synced first. The kernel writes a new image to disk later, and a power cut before that can leave a
-    /// damaged one. After another start of the host, a build therefore makes the image again.
-    UnsyncedIfNew,
-}
-
 /// An image that several threads write. If it is dropped before [`Self::publish`], nothing remains.
 pub(super) struct ImageFile<'a> {
     file: UnnamedFile,
@@ -116,7 +106,7 @@ impl<'a> ImageFile<'a> {
     pub(super) fn write_at(&self, slices: &mut [IoSlice<'_>], at: u64) -> Result<(), OutputError> {
         let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
         write_all_at(self.file(), slices, at, self.make_room).map_err(io_error("write", &self.target))?;
-        self.write_back.wrote(bytes as u64);
+        self.write_back.record_written(bytes as u64);
         Ok(())
     }
 
@@ -249,10 +239,10 @@ impl<'a> ImageFile<'a> {
 
     /// Gives the image and its seal their names, replacing existing files.
     ///
-    /// An image that replaces another is synced before it gets its name. Otherwise the file system could write the rename
-    /// first, and a power cut would leave a file of the right length that is full of zeros, and destroy the old image.
-    /// The seal gets its name first, so that an image in place always has one. If only the seal is new, the kernel refuses
-    /// to open the earlier image with it.
+    /// An image that replaces another is synced before it gets its name. Otherwise the file system could write the
+    /// rename first, and a power cut would leave a file of the right length that is full of zeros, and destroy the old
+    /// image. The seal gets its name first, so that an image in place always has one. If only the seal is new, the
+    /// kernel refuses to open the earlier image with it.
     ///
     /// # Errors
     /// They cannot be written to disk, linked or renamed.
@@ -273,8 +263,8 @@ impl<'a> ImageFile<'a> {
         Ok(self.published(true)?)
     }
 
-    /// Waits until the image and its seal are on disk. The seal is synced at the same time, because it would otherwise wait
-    /// for the disk to write the image, and the image then for the seal.
+    /// Waits until the image and its seal are on disk. The seal is synced at the same time, because it would otherwise
+    /// wait for the disk to write the image, and the image then for the seal.
     fn sync(&mut self, seal: Option<&Sidecar>) -> Result<(), BuildError> {
         let (file, write_back) = (self.file.file(), &mut self.write_back);
         let mut image = || write_back.finish().and_then(|()| file.sync_all());
@@ -381,7 +371,7 @@ impl WriteBack {
     }
 
     /// Records that more bytes have been written.
-    fn wrote(&self, bytes: u64) {
+    fn record_written(&self, bytes: u64) {
         let written = self.written.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if let Some((sender, _)) = &self.thread
             && written.saturating_sub(self.requested_at.load(Ordering::Relaxed)) >= WRITE_BACK_STEP_BYTES

@@ -253,7 +253,7 @@ impl<'a> Placement<'a> {
                     }
                 }
             }
-            if !self.writes.is_empty() || self.copies.is_full() || !self.copies.reaches(at) {
+            if !self.writes.is_empty() || self.copies.is_full() || !self.copies.contains(at) {
                 self.flush(backlog);
             }
             self.copies.push((store_path, pack), number, at, counted_bytes);

@@ -5,9 +5,10 @@
 
 use super::back_pressure::{Backlog, SegmentState, Slot, SlotContent, Target};
 use super::buffers::BufferPool;
+use super::content_counts::ContentCounts;
 use super::job::{Completed, Job, JobOutput, RangeAction, RangeRef};
 use super::job_queue::{JobId, JobQueue, JobResult};
-use super::nar_check::OtherContent;
+use super::nar_check::NarHashMismatch;
 use super::new_pack::PackKeeper;
 use super::output::ImageFile;
 use super::packed_ranges::PackedRange;
@@ -16,7 +17,6 @@ use super::places::{Occurrence, Places};
 use super::range_hashes::RangeHashes;
 use super::source::InputPath;
 use super::steps::{FileRef, SmallHashes, Step, steps};
-use super::tally::Tally;
 use super::{BuildError, cpu_seconds};
 use crate::cache::CacheError;
 use crate::pack::block_hashes::PackIdentity;
@@ -40,7 +40,7 @@ pub(super) struct Sequenced {
     /// The locations of all files.
     pub(super) places: Places,
     /// The counts for the report.
-    pub(super) tally: Tally,
+    pub(super) content_counts: ContentCounts,
     /// Processor time of the deciding thread in seconds.
     pub(super) cpu_seconds: f64,
     /// Time of the worker threads.
@@ -50,7 +50,7 @@ pub(super) struct Sequenced {
     /// Store paths whose packs are damaged. If there are some, the image is not correct.
     pub(super) damaged: BTreeSet<usize>,
     /// Store paths that do not have their NAR hash.
-    pub(super) other_content: Vec<OtherContent>,
+    pub(super) other_content: Vec<NarHashMismatch>,
     /// The ranges of the image that have the bytes of packs.
     pub(super) packed_ranges: Vec<PackedRange>,
     /// The packs that were made, by the number of their store path.
@@ -145,7 +145,7 @@ impl<'a> Sequencer<'a> {
             range_hashes: RangeHashes::new(store_paths),
             done: Sequenced {
                 places: Places::new(store_paths),
-                tally: Tally::default(),
+                content_counts: ContentCounts::default(),
                 cpu_seconds: 0.0,
                 work_seconds: WorkSeconds::default(),
                 slowest_paths: Vec::new(),
@@ -221,12 +221,12 @@ impl<'a> Sequencer<'a> {
                 }
                 (JobId::Background, JobOutput::Copied { input_bytes, stored_bytes, damaged }) => {
                     self.done.damaged.extend(damaged);
-                    self.done.tally.copied(input_bytes);
+                    self.done.content_counts.copied(input_bytes);
                     self.progress.advance(input_bytes, input_bytes, stored_bytes);
                 }
                 (JobId::Background, JobOutput::Completed(end)) => match end {
                     Completed::Pack { store_path, identity } => _ = self.done.new_packs.insert(store_path, identity),
-                    Completed::OtherContent(other) => self.done.other_content.push(other),
+                    Completed::NarHashMismatch(other) => self.done.other_content.push(other),
                     Completed::Failed => {}
                 },
                 _ => return Err(BuildError::Defect { what: "a job returned the output of another" }),
@@ -238,8 +238,8 @@ impl<'a> Sequencer<'a> {
         }
     }
 
-    /// Takes all steps that can be taken. What can be placed is placed after each of them, so that workers copy the first
-    /// packs while the next ones are examined.
+    /// Takes all steps that can be taken. What can be placed is placed after each of them, so that workers copy the
+    /// first packs while the next ones are examined.
     fn take_steps(&mut self) -> Result<(), BuildError> {
         self.place_ready()?;
         while self.backlog.has_room() {
@@ -265,10 +265,10 @@ impl<'a> Sequencer<'a> {
             let placed = self.placement.place(slot, &mut self.backlog, places, &self.range_hashes)?;
             let Placed { input_bytes, stored_bytes, is_known } = placed;
             if is_known {
-                self.done.tally.copied(input_bytes);
+                self.done.content_counts.copied(input_bytes);
                 self.progress.advance(input_bytes, input_bytes, stored_bytes);
             } else if input_bytes > 0 {
-                self.done.tally.compressed(store_path, input_bytes);
+                self.done.content_counts.compressed(store_path, input_bytes);
                 self.progress.advance(input_bytes, 0, stored_bytes);
             }
         }
@@ -311,13 +311,13 @@ impl<'a> Sequencer<'a> {
     }
 
     fn count_duplicate(&mut self, file: FileRef) {
-        self.done.tally.duplicate(file.size_bytes);
+        self.done.content_counts.duplicate(file.size_bytes);
         self.progress.advance(file.size_bytes, 0, 0);
     }
 
     /// Adds a file to a fragment block, unless an earlier file of the same store path has its content. The block
-    /// becomes part of the image if at least one of its files is new in the image. A file without a hash differs from all
-    /// others.
+    /// becomes part of the image if at least one of its files is new in the image. A file without a hash differs from
+    /// all others.
     fn take_small(&mut self, file: FileRef, hash: Option<ContentHash>, content: &[u8]) {
         let is_repeated = hash.is_some_and(|hash| !self.met.insert(hash));
         let limit_bytes = self.inputs.settings.fragment_block_size_bytes() as usize;
@@ -498,8 +498,8 @@ impl<'a> Sequencer<'a> {
             duplicate(sizes[*file as usize]);
         }
         let (files, bytes) = duplicates;
-        self.done.tally.duplicate_files += files;
-        self.done.tally.duplicate_bytes += bytes;
+        self.done.content_counts.duplicate_files += files;
+        self.done.content_counts.duplicate_bytes += bytes;
         self.progress.advance(bytes, 0, 0);
         self.push(store_path, SlotContent::Packed(copied), 0);
     }

@@ -35,8 +35,8 @@ pub(super) struct SquashfsBuild<'a> {
 }
 
 impl SquashfsBuild<'_> {
-    /// Writes everything except the parts that all formats have in common. Returns the report so far, and the packs whose
-    /// bytes are in the image.
+    /// Writes everything except the parts that all formats have in common. Returns the report so far, and the packs
+    /// whose bytes are in the image.
     pub(super) fn write(
         &self,
         output: &ImageFile<'_>,
@@ -79,12 +79,13 @@ impl SquashfsBuild<'_> {
         report.image_bytes = done.image_bytes.ok_or(BuildError::Defect { what: "the image has no tables" })?;
 
         report.blocks = done.places.blocks;
-        (report.duplicate_files, report.duplicate_bytes) = (done.tally.duplicate_files, done.tally.duplicate_bytes);
+        (report.duplicate_files, report.duplicate_bytes) =
+            (done.content_counts.duplicate_files, done.content_counts.duplicate_bytes);
         let rebuilt = |store_path: &usize| scanned.store_paths[*store_path].input_bytes();
         let rebuilt_bytes = scanned.rebuilt.iter().map(rebuilt).sum();
         report.cache = CacheReport {
             enabled: self.cache.is_some() || self.options.packs.is_some(),
-            ..done.tally.report(self.plan.paths.len(), scanned.rebuilt.len(), rebuilt_bytes)
+            ..done.content_counts.report(self.plan.paths.len(), scanned.rebuilt.len(), rebuilt_bytes)
         };
         report.cpu_seconds = CpuSeconds { total: 0.0, sequencer: done.cpu_seconds };
         let packs = packs_in_image(&scanned.store_paths, &done);

@@ -91,7 +91,7 @@ impl CopyJob {
     }
 
     /// Returns whether a segment at this position of the image belongs to the range.
-    pub(super) fn reaches(&self, image_at: u64) -> bool {
+    pub(super) fn contains(&self, image_at: u64) -> bool {
         self.end().is_none_or(|end| image_at >= end && image_at - end < SHARED_BLOCK_BYTES)
     }
 

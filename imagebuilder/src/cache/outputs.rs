@@ -6,7 +6,6 @@
 
 use super::block_hashes::BlocksOf;
 use super::{Cache, CacheError, open_unstamped};
-use crate::build::Durability;
 use crate::erofs::Profile;
 use crate::pack::settings_name;
 use crate::plan::ImagePlan;
@@ -98,6 +97,16 @@ impl FileIdentity {
     }
 }
 
+/// Whether an image is on disk before it gets its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// Every image is synced first, so that a power cut leaves a complete image.
+    Synced,
+    /// Only an image that replaces a file is synced first. The kernel writes a new image to disk later, and a power cut
+    /// before that can leave a damaged one. After another start of the host, a build therefore makes the image again.
+    UnsyncedIfNew,
+}
+
 /// An image that has its name.
 #[derive(Debug)]
 pub struct Published {
@@ -113,11 +122,11 @@ fn boot_id() -> io::Result<String> {
 }
 
 impl Cache {
-    /// Returns the report of the build that made the image at `output`, if it was built from this plan, is unchanged, and
-    /// is on disk where `durability` demands that.
+    /// Returns the report of the build that made the image at `output`, if it was built from this plan, is unchanged,
+    /// and is on disk where `durability` demands that.
     ///
-    /// It updates the times of the record, and of the image's packs and hashes, at most once a day, because machines that are only
-    /// started again need the packs at their next update.
+    /// It updates the times of the record, and of the image's packs and hashes, at most once a day, because machines
+    /// that are only started again need the packs at their next update.
     pub fn finished_build(
         &self,
         (key, plan): (&PlanKey, &ImagePlan),

@@ -69,7 +69,7 @@ pub enum ClientError {
         source: ProtocolError,
     },
     /// It refused the request.
-    #[error("the cache service at {} refused: {message}", .socket.display())]
+    #[error("the cache service at {} refused the request: {message}", .socket.display())]
     Refused {
         /// The path of the service's socket.
         socket: PathBuf,
@@ -147,12 +147,12 @@ impl CacheClient {
         let (connection, answer) = self.request(taken, &message);
         let answer = match answer {
             Ok(pack) => Ok(Some(pack)),
-            // The path is not in the host's store, the service is too busy, or has removed the pack: the build makes this
-            // pack, or its hashes, itself.
+            // The path is not in the host's store, the service is too busy, or has removed the pack: the build makes
+            // this pack, or its hashes, itself.
             Err(ClientError::Refused {
                 reason:
                     Reason::NotValid
-                    | Reason::OtherContent
+                    | Reason::NarHashMismatch
                     | Reason::Busy
                     | Reason::TooSlow
                     | Reason::NoPack

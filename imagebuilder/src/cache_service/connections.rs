@@ -39,7 +39,7 @@ pub(super) struct PendingRequest {
 
 /// The connections for which a time limit has passed.
 #[derive(Debug, Default)]
-pub(super) struct Overdue {
+pub(super) struct TimedOut {
     /// Clients that sent nothing for too long.
     pub(super) silent: Vec<u64>,
     /// Clients whose request took too long.
@@ -153,17 +153,17 @@ impl Connections {
     }
 
     /// Returns the connections for which a time limit has passed.
-    pub(super) fn overdue(&self, silence_limit: Duration) -> Overdue {
+    pub(super) fn timed_out(&self, silence_limit: Duration) -> TimedOut {
         let now = Instant::now();
-        let mut overdue = Overdue::default();
+        let mut timed_out = TimedOut::default();
         for (number, connection) in &self.open {
             match &connection.pending {
-                None if now.duration_since(connection.last_message) >= silence_limit => overdue.silent.push(*number),
-                Some(wait) if now >= wait.deadline => overdue.late.push(*number),
-                Some(wait) if now >= wait.heartbeat => overdue.due_heartbeats.push(*number),
+                None if now.duration_since(connection.last_message) >= silence_limit => timed_out.silent.push(*number),
+                Some(wait) if now >= wait.deadline => timed_out.late.push(*number),
+                Some(wait) if now >= wait.heartbeat => timed_out.due_heartbeats.push(*number),
                 _ => {}
             }
         }
-        overdue
+        timed_out
     }
 }

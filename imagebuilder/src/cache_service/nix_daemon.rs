@@ -80,7 +80,7 @@ pub enum NixDaemonError {
     #[error("Nix's daemon sent something unexpected: {0}")]
     Unexpected(&'static str),
     /// The daemon answered with an error.
-    #[error("Nix's daemon refused: {0}")]
+    #[error("Nix's daemon refused the request: {0}")]
     Refused(String),
 }
 
@@ -342,14 +342,14 @@ pub(super) enum Validity {
     /// The path is not valid.
     NotValid,
     /// The path is valid, but has another hash.
-    OtherContent,
+    NarHashMismatch,
 }
 
 /// Compares the facts in Nix's database with the request of a client.
 pub(super) fn compare_validity(wanted: &WantedPack, found: Option<&ValidPath>) -> Validity {
     match found {
         None => Validity::NotValid,
-        Some(valid) if valid.nar_hash != wanted.nar_hash => Validity::OtherContent,
+        Some(valid) if valid.nar_hash != wanted.nar_hash => Validity::NarHashMismatch,
         Some(valid) => Validity::Valid(valid.nar_size_bytes),
     }
 }
@@ -429,9 +429,9 @@ mod tests {
         let message = |answer: &[u8]| read_answer(answer, &path()).unwrap_err().to_string();
         let refused =
             [greeting(34), bytes(&[log::ERROR]), text("Error"), bytes(&[0]), text(""), text("no"), bytes(&[0, 0])];
-        assert_eq!(message(&refused.concat()), "Nix's daemon refused: no");
+        assert_eq!(message(&refused.concat()), "Nix's daemon refused the request: no");
         let old = [greeting(21), bytes(&[log::ERROR]), text("no"), bytes(&[1])];
-        assert_eq!(message(&old.concat()), "Nix's daemon refused: no");
+        assert_eq!(message(&old.concat()), "Nix's daemon refused the request: no");
         assert!(message(&greeting(20)).contains("its version of the protocol is not supported"));
         assert!(message(&bytes(&[1, 2, 3])).contains("greeting"));
         let endless = [greeting(34), bytes(&[log::NEXT, u64::MAX])].concat();

@@ -8,10 +8,10 @@
 //! {"version": 1, "answer": "pack"}
 //! {"version": 1, "answer": "refused", "reason": "notValid", "message": "…"}
 //! ```
-//! A request without `file` is for the pack of the store path, one with it for the hashes of dm-verity of the pack's blocks.
-//! A client sends one request at a time. `working` means that the service is still working on it, and `pack` comes with
-//! a descriptor. `pack` and `refused` end the request. The socket preserves message boundaries, so a message is never
-//! partial.
+//! A request without `file` is for the pack of the store path, one with it for the hashes of dm-verity of the pack's
+//! blocks. A client sends one request at a time. `working` means that the service is still working on it, and `pack`
+//! comes with a descriptor. `pack` and `refused` end the request. The socket preserves message boundaries, so a message
+//! is never partial.
 
 use crate::plan::PlannedPath;
 use crate::settings::ImageSettings;
@@ -101,7 +101,7 @@ pub enum Reason {
     /// The store path is not valid according to Nix.
     NotValid,
     /// The store path has another NAR hash according to Nix.
-    OtherContent,
+    NarHashMismatch,
     /// The service has reached its limit of clients or requests.
     Busy,
     /// The pack took longer than the service allows.

@@ -97,8 +97,8 @@ fn system(action: &'static str) -> impl Fn(io::Error) -> ServeError {
 }
 
 impl Service<'_> {
-    /// Serves until `stop` is set, or until there has been no client for the configured time. `report` receives lines for
-    /// the log.
+    /// Serves until `stop` is set, or until there has been no client for the configured time. `report` receives lines
+    /// for the log.
     ///
     /// # Errors
     /// A thread cannot be started, or waiting for clients fails.
@@ -403,16 +403,16 @@ impl Server<'_> {
 
     fn check_timeouts(&mut self) {
         let limits = &self.service.limits;
-        let overdue = self.connections.overdue(limits.silence);
+        let timed_out = self.connections.timed_out(limits.silence);
         let late = Refusal::new(Reason::TooSlow, "the pack took longer than the cache service allows");
-        for number in overdue.silent {
+        for number in timed_out.silent {
             self.connections.remove(number);
         }
-        for number in overdue.late {
+        for number in timed_out.late {
             self.refuse(number, &late);
             self.cancel_waiting(number);
         }
-        for number in overdue.due_heartbeats {
+        for number in timed_out.due_heartbeats {
             self.connections.heartbeat(number);
             if self.connections.owner(number).is_none() {
                 self.cancel_waiting(number);

@@ -173,8 +173,8 @@ fn require_valid(validity: Validity, wanted: &WantedPack) -> Result<u64, Refusal
         Validity::NotValid => {
             Err(Refusal::new(Reason::NotValid, format!("{} is not valid on this host according to Nix", wanted.path)))
         }
-        Validity::OtherContent => {
-            Err(Refusal::new(Reason::OtherContent, format!("{} has a different NAR hash on this host", wanted.path)))
+        Validity::NarHashMismatch => {
+            Err(Refusal::new(Reason::NarHashMismatch, format!("{} has a different NAR hash on this host", wanted.path)))
         }
     }
 }

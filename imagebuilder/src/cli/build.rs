@@ -15,6 +15,7 @@ use imagebuilder::pack::PackSource;
 use imagebuilder::report::{BuildReport, Outcome, PhaseSeconds, WorkSeconds};
 use imagebuilder::threads::MAX_JOBS;
 use imagebuilder::{missing_paths, output, size};
+use program::plural::counted;
 use std::env;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
@@ -38,7 +39,7 @@ Examples:
 pub(crate) struct BuildArgs {
     #[command(flatten)]
     source: SourceArgs,
-    /// File to write the image to; an existing image is replaced, and so is a symbolic link, whose target does not change
+    /// File to write the image to; an existing image or symbolic link is replaced, but not the target of the link
     #[arg(short, long, value_name = "IMAGE", help_heading = "Output")]
     output: PathBuf,
     /// machine.json of a machine; no image is built if one of its shares has the source /nix/store
@@ -60,16 +61,16 @@ pub(crate) struct BuildArgs {
     /// Compute the BLAKE3 and SHA-256 hashes of the image; --json always does
     #[arg(long, help_heading = "Output")]
     digest: bool,
-    /// Do not wait until a new image is on disk; an image that replaces another is on disk first
+    /// Do not sync a new image to disk; an image that replaces another one is always synced
     ///
-    /// A power cut within about a minute can damage the image. After a restart of the host, a build with this option makes
-    /// the image again, and so does a build without it.
+    /// A power cut within about a minute can damage the image. The first build after the host has restarted, and the
+    /// first build without this option, therefore build it again.
     #[arg(long, help_heading = "Output")]
     no_sync: bool,
     /// Print neither progress nor a summary
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
-    /// Add to the summary what the threads did, and the ten store paths that took most time; --json always has both
+    /// Add the work of the threads and the ten slowest store paths to the summary; --json always includes both
     #[arg(long, conflicts_with = "quiet", help_heading = "Output")]
     timings: bool,
 }
@@ -79,7 +80,7 @@ pub(crate) struct BuildArgs {
 struct BuildCacheArgs {
     #[command(flatten)]
     directory: CacheDirectoryArgs,
-    /// Socket of the host's cache service, which is asked first [default: $MICROVM_IMAGE_CACHE_SOCKET, else
+    /// Socket of the host's cache service, which the build tries first [default: $MICROVM_IMAGE_CACHE_SOCKET, else
     /// /run/microvm-image/cache.sock]
     ///
     /// If the service is missing or fails, the build takes longer, but the image is the same.
@@ -200,12 +201,17 @@ fn summary(image: &Path, report: &BuildReport) -> Vec<String> {
     };
     let mut lines = vec![
         format!("{verb} {} in {:.2} s", image.display(), report.seconds.total),
-        format!("  closure  {} in {} files of {} paths", size::human(report.input_bytes), report.files, report.paths),
         format!(
-            "  image    {}{} in {} blocks",
+            "  closure  {} in {} of {}",
+            size::human(report.input_bytes),
+            counted(report.files, "file"),
+            counted(report.paths, "path")
+        ),
+        format!(
+            "  image    {}{} in {}",
             size::human(report.image_bytes),
             percent_of(report.image_bytes, report.input_bytes),
-            report.blocks
+            counted(report.blocks, "block")
         ),
     ];
     if report.cache.enabled {
@@ -213,13 +219,13 @@ fn summary(image: &Path, report: &BuildReport) -> Vec<String> {
         let reused = percent_of(cache.hit_bytes, cache.hit_bytes + cache.missed_bytes);
         let mut line = format!("  cache    {}{reused} reused", size::human(cache.hit_bytes));
         if cache.rebuilt_paths > 0 {
-            line.push_str(&format!(", {} damaged paths rebuilt", cache.rebuilt_paths));
+            line.push_str(&format!(", {} rebuilt", counted(cache.rebuilt_paths, "damaged path")));
         }
         lines.push(line);
     }
     if report.duplicate_bytes > 0 {
-        let (bytes, files) = (size::human(report.duplicate_bytes), report.duplicate_files);
-        lines.push(format!("  dedup    {bytes} in {files} files"));
+        let (bytes, files) = (size::human(report.duplicate_bytes), counted(report.duplicate_files, "file"));
+        lines.push(format!("  dedup    {bytes} in {files}"));
     }
     lines.push(format!("  memory   {} peak", size::human(report.peak_memory_bytes)));
     if report.outcome == Outcome::Built {

@@ -6,6 +6,7 @@ use super::failure::Failure;
 use clap::{Args, Subcommand};
 use imagebuilder::cache::maintenance::{GcMode, fsck, gc, stat};
 use imagebuilder::size;
+use program::plural::counted;
 use serde::Serialize;
 use std::path::Path;
 
@@ -24,8 +25,8 @@ enum CacheCommand {
     Stat(CommonArgs),
     /// Remove the least recently used entries
     ///
-    /// Running builds are not disturbed: they can read what they have opened. A cache of the former layout is removed as well,
-    /// once no older version of the program uses it.
+    /// Running builds are not disturbed: they can read what they have opened. A cache of the former layout is removed
+    /// as well, once no older version of the program uses it.
     Gc {
         #[command(flatten)]
         common: CommonArgs,
@@ -118,9 +119,9 @@ fn run_gc(common: &CommonArgs, max_size: u64, collection: GcMode) -> Result<(), 
         GcMode::Remove => "removed",
         GcMode::DryRun => "would remove",
     };
-    let (entries, removed) = (collected.removed_entries, size::human(collected.removed_bytes));
+    let (entries, removed) = (counted(collected.removed_entries, "entry"), size::human(collected.removed_bytes));
     Ok(program::output::print(
-        format!("{verb} {entries} entries, {removed}; {} remain\n", size::human(collected.kept_bytes)).as_bytes(),
+        format!("{verb} {entries}, {removed}; {} remain\n", size::human(collected.kept_bytes)).as_bytes(),
     )?)
 }
 
@@ -133,6 +134,6 @@ fn run_fsck(common: &CommonArgs) -> Result<(), Failure> {
     for path in &checked.damaged {
         program::output::message(&format!("damaged, removed: {}", path.display()));
     }
-    let (entries, damaged) = (checked.entries, checked.damaged.len());
-    Ok(program::output::print(format!("read {entries} packs; damaged and removed: {damaged}\n"))?)
+    let (packs, damaged) = (counted(checked.entries, "pack"), checked.damaged.len());
+    Ok(program::output::print(format!("read {packs}; damaged and removed: {damaged}\n"))?)
 }

@@ -9,7 +9,7 @@ use imagebuilder::cache_service::nix_daemon::DEFAULT_NIX_DAEMON;
 use imagebuilder::cache_service::owners::Owners;
 use imagebuilder::cache_service::server::{Limits, Service};
 use imagebuilder::{open_files, size};
-use program::input::{from_one_up_to, up_to, whole_number};
+use program::input::{MAX_SECONDS, from_one_up_to, up_to, whole_number};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,14 +19,11 @@ use std::{env, thread};
 /// pack.
 const MAX_CONCURRENT_REQUESTS: usize = 8;
 
-/// A year: no wait is longer, and the clock does not overflow.
-const MAX_SECONDS: u64 = 31_536_000;
-
 /// Serve packs to all builds of this host, including those in Nix's sandbox
 ///
 /// The service makes the packs of store paths that are valid in Nix, keeps them in its cache directory, and hands out
 /// read-only descriptors of them. Nothing that a client sends is written anywhere, so clients need not be trusted.
-/// systemd starts it with its socket (ListenSequentialPacket=); --socket makes one that every user may connect to.
+/// systemd starts it with its socket (ListenSequentialPacket=); --socket creates one that every user can connect to.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// Directory of the cache; only the service may be able to write to it
@@ -45,22 +42,22 @@ pub(crate) struct ServeArgs {
     /// /nix/var/nix/daemon-socket/socket]
     #[arg(long, value_name = "PATH")]
     nix_daemon: Option<PathBuf>,
-    /// Packs that are made at the same time for one user; one more is made for others [default: all processors]
+    /// Packs made at the same time for one user; one more can be made for other users [default: all processors]
     #[arg(short, long, value_name = "N", value_parser = thread_count::parse)]
     jobs: Option<NonZero<usize>>,
-    /// Clients that may be connected at the same time
+    /// Maximum number of connected clients
     #[arg(long, value_name = "N", default_value = "256", value_parser = whole_number::<NonZero<usize>>)]
     max_clients: NonZero<usize>,
-    /// Clients of one user that may be connected at the same time
+    /// Maximum number of connected clients of one user
     #[arg(long, value_name = "N", default_value = "16", value_parser = whole_number::<NonZero<usize>>)]
     max_clients_per_user: NonZero<usize>,
-    /// Seconds that a request may take
+    /// Maximum time for a request
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = from_one_up_to::<MAX_SECONDS>)]
     request_timeout: u64,
-    /// Seconds after which an idle client is disconnected
+    /// Time after which an idle client is disconnected
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = from_one_up_to::<MAX_SECONDS>)]
     client_timeout: u64,
-    /// Seconds without a client after which the service ends; systemd starts it again [default: never]
+    /// Time without clients after which the service exits; systemd starts it again [default: never]
     #[arg(long, value_name = "SECONDS", value_parser = up_to::<MAX_SECONDS>)]
     idle_exit: Option<u64>,
 }

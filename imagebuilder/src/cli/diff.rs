@@ -5,6 +5,7 @@ use super::thread_count;
 use clap::Args;
 use imagebuilder::diff::{DiffError, DiffOptions, diff};
 use imagebuilder::open_image::OpenImage;
+use program::plural::counted;
 use std::fmt::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -62,6 +63,6 @@ pub(crate) fn run(args: &DiffArgs) -> Result<(), Failure> {
     }
     match (args.exit_code, report.difference_count) {
         (false, _) | (_, 0) => Ok(()),
-        (true, count) => Err(Failure::check_failed(format!("{count} differences"))),
+        (true, count) => Err(Failure::check_failed(counted(count, "difference"))),
     }
 }

@@ -24,7 +24,7 @@ pub(crate) struct ExtractArgs {
     image: PathBuf,
     /// Path in the image to extract, with everything below it [default: the whole image]
     path: Option<OsString>,
-    /// Directory to extract into; it must be empty or not exist yet. PATH becomes an entry of it, under its last
+    /// Directory to extract into; it must be empty or must not exist. PATH becomes an entry in it, named after its last
     /// component
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,

@@ -259,7 +259,7 @@ impl From<BuildError> for Failure {
             {
                 Self::bad_input(&error).with_hint(DAMAGED_PATH_HINT)
             }
-            BuildError::OtherContent(_) => Self::bad_input(&error).with_hint(DAMAGED_PATH_HINT),
+            BuildError::NarHashMismatch(_) => Self::bad_input(&error).with_hint(DAMAGED_PATH_HINT),
             BuildError::Scan(problems) if problems.iter().any(|problem| is_system_error(problem)) => {
                 Self::failed(&error)
             }

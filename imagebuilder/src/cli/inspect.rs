@@ -5,6 +5,7 @@ use clap::Args;
 use imagebuilder::dump::{DumpError, dump, dump_erofs};
 use imagebuilder::inspect::{BlockFacts, ImageFacts, inspect, inspect_erofs};
 use imagebuilder::open_image::OpenImage;
+use program::plural::counted;
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write as _};
 use std::path::PathBuf;
@@ -71,18 +72,21 @@ fn text(facts: &ImageFacts) -> String {
     let inodes = &facts.inodes;
     line("inodes", inodes.total.to_string());
     line("  directories", inodes.directories.to_string());
-    line("  files", format!("{} and {} hard links", inodes.files, inodes.hard_links));
+    line("  files", format!("{} and {}", inodes.files, counted(inodes.hard_links, "hard link")));
     line("  symlinks", inodes.symlinks.to_string());
     line("  special", inodes.special.to_string());
     line("  with xattrs", inodes.with_xattrs.to_string());
     line("content", format!("{} bytes, {} in holes", facts.content_bytes, facts.hole_bytes));
-    line("duplicates", format!("{} files, {} bytes", facts.duplicate_files, facts.duplicate_bytes));
+    line("duplicates", format!("{}, {} bytes", counted(facts.duplicate_files, "file"), facts.duplicate_bytes));
     line("data blocks", blocks(&facts.data_blocks));
     line("fragment blocks", blocks(&facts.fragment_blocks));
     for table in &facts.tables {
         let value = format!(
-            "{} bytes of {}, in {} blocks, {} plain",
-            table.stored_bytes, table.bytes, table.blocks, table.plain_blocks
+            "{} bytes of {}, in {}, {} plain",
+            table.stored_bytes,
+            table.bytes,
+            counted(table.blocks, "block"),
+            table.plain_blocks
         );
         line(&table.name, value);
     }

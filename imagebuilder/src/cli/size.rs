@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 /// Show how many bytes of an image each store path takes up
 ///
-/// It prints one line per store path, largest first, with three numbers of bytes: `stored` in the image, `shared` with
-/// another path that counts them as stored, and `content`, the size of its files.
+/// It prints one line per store path, largest first, with three sizes in bytes: `stored` is what the path adds to the
+/// image, `shared` is counted as stored by another path, and `content` is the size of its files.
 #[derive(Debug, Args)]
 pub(crate) struct SizeArgs {
     /// Image file, or a block device with an image on it

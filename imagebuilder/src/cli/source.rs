@@ -119,7 +119,7 @@ impl SourceArgs {
         if let (Some(_), true) = (&self.store, self.store_paths.is_empty()) {
             let with = first.map_or(String::new(), |(name, _)| format!(", and not with {name}"));
             return Err(Failure::usage(format!("--store can only be used with STORE_PATHs{with}"))
-                .with_hint("to say which directory contains the files of the store paths, use --store-dir DIR"));
+                .with_hint("use --store-dir DIR to specify the directory that contains the files of the store paths"));
         }
         let others: Vec<&str> = given.map(|(name, _)| name).collect();
         match first {

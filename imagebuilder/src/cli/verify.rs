@@ -9,6 +9,7 @@ use imagebuilder::image::ImageError;
 use imagebuilder::open_image::OpenImage;
 use imagebuilder::plan::PlannedPath;
 use imagebuilder::verify::{NarCheck, VerifyOptions, VerifyReport, verify, verify_erofs};
+use program::plural::counted;
 use std::fs;
 use std::io::ErrorKind;
 use std::num::NonZeroUsize;
@@ -17,9 +18,9 @@ use std::thread;
 
 /// Check an image, and optionally whether it contains exactly the given closure
 ///
-/// Without a closure, it checks the superblock, the tables, the directory tree, and that every block decompresses to its
-/// expected length. With a closure, it also compares every path, type, mode, size, symlink target and byte with the store.
-/// It reports all problems, each with its path, and then exits with code 1.
+/// Without a closure, it checks the superblock, the tables, the directory tree, and that every block decompresses to
+/// its expected length. With a closure, it also compares every path, type, mode, size, symlink target and byte with the
+/// store. It reports all problems, each with its path, and then exits with code 1.
 #[derive(Debug, Args)]
 #[command(override_usage = "microvm-image verify [OPTIONS] <IMAGE>\n           [STORE_PATH]...")]
 pub(crate) struct VerifyArgs {
@@ -86,12 +87,12 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     if report.ok {
         return Ok(());
     }
-    let plural = if report.problem_count == 1 { "" } else { "s" };
-    Err(Failure::check_failed(format!("{}: {} problem{plural} found", args.image.display(), report.problem_count)))
+    let problems = counted(report.problem_count, "problem");
+    Err(Failure::check_failed(format!("{}: {problems} found", args.image.display())))
 }
 
-/// Refuses a store that contains none of the paths: it is another store, and each path would be reported as a problem of the
-/// image.
+/// Refuses a store that contains none of the paths: it is another store, and each path would be reported as a problem
+/// of the image.
 fn require_store(closure: &Closure) -> Result<(), Failure> {
     let is_missing = |planned: &PlannedPath| {
         let path = closure.store_dir.join(planned.path.base_name());

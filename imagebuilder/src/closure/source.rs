@@ -77,7 +77,7 @@ pub enum ClosureError {
     #[error(transparent)]
     Problems(#[from] ClosureProblems),
     /// `store-paths` and `registration` of one directory differ.
-    #[error("{}: `registration` and `store-paths` are of different closures: {path} is in only one of them", .directory.display())]
+    #[error("{}: `registration` and `store-paths` belong to different closures: {path} is in only one of them", .directory.display())]
     StorePathsDiffer {
         /// The directory of `closureInfo`.
         directory: PathBuf,

@@ -1,7 +1,18 @@
 //! The content of a directory: blocks of entries, sorted by their names.
 
 use super::format::{BLOCK_BYTES, DIRECTORY_ENTRY_BYTES, DirectoryEntry, FileType};
-use super::layout::InodeKey;
+use crate::tree::NodeId;
+
+/// Identifies an inode before it has a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InodeKey {
+    /// The root directory.
+    Root,
+    /// The directory of hard links that Nix expects.
+    Links,
+    /// A node of a store path.
+    Node { store_path: u32, node: NodeId },
+}
 
 /// An entry whose inode may not have a position yet.
 pub(super) struct Entry<'a> {

@@ -1,10 +1,10 @@
 //! The second pass: writes inodes, directories and symbolic links to memory, and records the positions of everything
 //! else.
 
-use super::directory;
+use super::directory::{self, InodeKey};
 use super::format::{BLOCK_BYTES, Inode, NO_BLOCK, SLOT_BYTES, SUPERBLOCK_OFFSET, Superblock, put_checksum};
 use super::layout::{
-    Content, DAX_ALIGNMENT_BYTES, ErofsError, InodeKey, InodeLayout, Inodes, Output, Places, Profile, SameContent,
+    Content, DAX_ALIGNMENT_BYTES, ErofsError, InodeLayout, Inodes, Output, Places, Profile, SameContent,
 };
 use crate::block_map::{BlockMap, Extent, FileId, Source, StoreFiles};
 use std::sync::Arc;

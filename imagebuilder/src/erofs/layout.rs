@@ -1,6 +1,6 @@
 //! Determines the inodes of an image, their order and form; contains the pass that assigns all positions.
 
-use super::directory::{self, Entry};
+use super::directory::{self, Entry, InodeKey};
 use super::format::{BLOCK_BYTES, DataLayout, FileType, Inode, SLOT_BYTES, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET};
 use crate::attributes::{MODE_DIRECTORY, MODE_EXECUTABLE, MODE_REGULAR, MODE_SYMLINK};
 use crate::block_map::{BlockMapError, FileId, StoreFiles};
@@ -65,17 +65,6 @@ pub enum ErofsError {
     /// A defect of this module.
     #[error("the layout of the image is wrong; this is a defect of microvm-image")]
     Layout(#[from] BlockMapError),
-}
-
-/// Identifies an inode before it has a number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum InodeKey {
-    /// The root directory.
-    Root,
-    /// The directory of hard links that Nix expects.
-    Links,
-    /// A node of a store path.
-    Node { store_path: u32, node: NodeId },
 }
 
 /// The content of an inode.

@@ -4,6 +4,7 @@ use super::error::{ImageError, Part};
 use super::source::ImageSource;
 use crate::settings::Compression;
 use crate::squashfs::format::{MAGIC, METADATA_BLOCK_BYTES, METADATA_PLAIN, NO_TABLE, SUPERBLOCK_BYTES, flags};
+use program::plural::counted;
 use std::fmt;
 
 /// Smallest data block in bytes.
@@ -130,7 +131,8 @@ impl Superblock {
         let length = source.length_bytes();
         if length < SUPERBLOCK_BYTES as u64 {
             return Err(not_squashfs(format!(
-                "it has {length} bytes, but the superblock alone has {SUPERBLOCK_BYTES}"
+                "it has {}, but the superblock alone has {SUPERBLOCK_BYTES}",
+                counted(length, "byte")
             )));
         }
         let mut bytes = [0; SUPERBLOCK_BYTES];

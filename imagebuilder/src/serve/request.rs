@@ -1,8 +1,8 @@
 //! Parses the requests of a guest, as a pure function of the bytes that it wrote. None of them is trusted.
 //!
-//! A request is a chain of descriptors: first buffers that the device reads, which begin with a header of 16 bytes, then
-//! buffers that it writes, whose last byte is for the status. Source: VIRTIO 1.2, sections 2.7.4 and 5.2.6. Drivers
-//! may divide header, data and status into any buffers.
+//! A request is a chain of descriptors: first buffers that the device reads, which begin with a header of 16 bytes,
+//! then buffers that it writes, whose last byte is for the status. Source: VIRTIO 1.2, sections 2.7.4 and 5.2.6.
+//! Drivers may divide header, data and status into any buffers.
 
 use std::ops::Range;
 
@@ -57,18 +57,19 @@ pub struct Chain {
 /// The chain breaks a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a buffer that the device reads comes after one that it writes")]
-pub struct WrongOrder;
+pub struct BufferOrderError;
 
 impl Chain {
-    /// Divides a chain into the buffers that are read and those that are written, and removes the status byte from its end.
+    /// Divides a chain into the buffers that are read and those that are written, and removes the status byte from its
+    /// end.
     ///
     /// # Errors
-    /// [`WrongOrder`].
-    pub fn of(buffers: impl IntoIterator<Item = (Buffer, Writer)>) -> Result<Self, WrongOrder> {
+    /// [`BufferOrderError`].
+    pub fn of(buffers: impl IntoIterator<Item = (Buffer, Writer)>) -> Result<Self, BufferOrderError> {
         let mut chain = Self::default();
         for (buffer, writer) in buffers {
             match writer {
-                Writer::Driver if !chain.to_driver.is_empty() => return Err(WrongOrder),
+                Writer::Driver if !chain.to_driver.is_empty() => return Err(BufferOrderError),
                 Writer::Driver => chain.from_driver.push(buffer),
                 Writer::Device => chain.to_driver.push(buffer),
             }
@@ -167,7 +168,7 @@ mod tests {
         assert_eq!(Chain::of([(buffer(0, 16), Driver)]).unwrap().status_address, None);
         assert_eq!(Chain::of([(buffer(3, 0), Device)]).unwrap().status_address, None);
         assert_eq!(Chain::of([(buffer(u64::MAX, 2), Device)]).unwrap().status_address, None);
-        assert_eq!(Chain::of([(buffer(0, 1), Device), (buffer(0, 16), Driver)]), Err(WrongOrder));
+        assert_eq!(Chain::of([(buffer(0, 1), Device), (buffer(0, 16), Driver)]), Err(BufferOrderError));
     }
 
     #[test]

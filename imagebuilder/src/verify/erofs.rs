@@ -4,6 +4,7 @@ use super::problem::{ProblemKind, Problems};
 use crate::erofs::format::{SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET};
 use crate::erofs::reader::ErofsImage;
 use crate::image::{FileTree, InodeKind, Node};
+use program::plural::counted;
 
 /// Maximum length of the padding that is checked. Images for DAX are padded to a multiple of 2 MiB.
 const MAX_PADDING_BYTES: u64 = 2 << 20;
@@ -112,7 +113,8 @@ impl Check<'_> {
             inodes += 1;
             let (number, links) = names[0];
             if links as usize != names.len() {
-                let detail = format!("inode {number}: has the link count {links}, but {} names", names.len());
+                let detail =
+                    format!("inode {number}: has the link count {links}, but {}", counted(names.len(), "name"));
                 self.problems.general(ProblemKind::Links, detail);
             }
         }

@@ -1,6 +1,6 @@
 //! Collects the problems of an image: all are counted, and the first ones are reported.
 
-use crate::first_of::FirstOf;
+use crate::bounded_findings::BoundedFindings;
 use crate::image::{ImageError, ImagePath};
 use serde::{Serialize, Serializer};
 use std::fmt;
@@ -88,12 +88,12 @@ impl fmt::Debug for Problem {
 
 /// Collects problems from many threads. If there are too many, those with the first paths are kept.
 #[derive(Debug)]
-pub(super) struct Problems(FirstOf<Problem>);
+pub(super) struct Problems(BoundedFindings<Problem>);
 
 impl Problems {
     /// Creates a collection that keeps the first `limit` problems.
     pub(super) fn new(limit: usize) -> Self {
-        Self(FirstOf::new(limit))
+        Self(BoundedFindings::new(limit))
     }
 
     /// Adds a problem that belongs to a path.

@@ -1,7 +1,7 @@
 //! Checks the image's root directory against what Nix expects of a store directory.
 
+use super::attributes::{check_attributes, check_mode};
 use super::problem::{ProblemKind, Problems};
-use super::store::check_attributes;
 use crate::image::{FileTree, ImageError, Inode, InodeKind, InodeType};
 use crate::store_root;
 
@@ -31,11 +31,5 @@ pub(super) fn check(image: &dyn FileTree, root: &Inode, problems: &Problems) {
             let detail = format!("is a {}, not a {}", links.inode_type().name(), InodeType::Directory.name());
             problems.at(store_root::LINKS, ProblemKind::Type, detail);
         }
-    }
-}
-
-fn check_mode(inode: &Inode, path: &[u8], mode: u16, problems: &Problems) {
-    if inode.mode != mode {
-        problems.at(path, ProblemKind::Mode, format!("has mode {:04o}, not {mode:04o}", inode.mode));
     }
 }

@@ -1,10 +1,12 @@
 //! Compares an image with the store. It walks both at the same time, in the order of their names.
 
+use super::attributes::check_attributes;
 use super::problem::{ProblemKind, Problems};
 use super::root;
 use crate::closure::Closure;
-use crate::image::{Escaped, FileInode, FilePart, FileTree, ImageError, Inode, InodeKind, InodeType, Node, Nodes};
+use crate::image::{Escaped, FileInode, FilePart, FileTree, ImageError, InodeKind, InodeType, Node, Nodes};
 use crate::store_root;
+use program::plural::counted;
 use std::collections::VecDeque;
 use std::fs::{self, Metadata};
 use std::io;
@@ -14,9 +16,6 @@ use std::path::{Path, PathBuf};
 
 /// Number of bytes of a file that a thread compares at a time, so that all threads can work on a large file.
 const PART_BYTES: u64 = 16 << 20;
-/// Modification time of everything in a Nix store, in seconds since 1970.
-const STORE_TIME: u32 = 1;
-
 /// A file, or a part of it, whose bytes must be compared.
 #[derive(Debug)]
 pub(super) struct Comparison<'a> {
@@ -202,7 +201,11 @@ impl<'a> StoreComparison<'a> {
             InodeKind::Directory(_) => self.enter(node.path, &store_path),
             InodeKind::Symlink(target) => self.compare_target(&node.path, target, &store_path),
             InodeKind::File(file) if file.size_bytes != metadata.len() => {
-                let detail = format!("has {} bytes in the image, but {} in the store", file.size_bytes, metadata.len());
+                let detail = format!(
+                    "has {} in the image, but {} in the store",
+                    counted(file.size_bytes, "byte"),
+                    metadata.len()
+                );
                 self.problems.at(&node.path, ProblemKind::Size, detail);
             }
             InodeKind::File(file) => self.queue_file(node.path.clone(), store_path, file.clone()),
@@ -277,20 +280,6 @@ impl<'a> Iterator for StoreComparison<'a> {
                 }
             }
         }
-    }
-}
-
-/// Checks the owner, which must be root, the group, the time and the extended attributes.
-pub(super) fn check_attributes(inode: &Inode, path: &[u8], group: u32, problems: &Problems) {
-    if (inode.user_id, inode.group_id) != (0, group) {
-        let detail = format!("belongs to {}:{}, not to 0:{group}", inode.user_id, inode.group_id);
-        problems.at(path, ProblemKind::Owner, detail);
-    }
-    if inode.modified_at != STORE_TIME {
-        problems.at(path, ProblemKind::Time, format!("was modified at {}, not at 1", inode.modified_at));
-    }
-    if inode.xattr.is_some() {
-        problems.at(path, ProblemKind::Xattrs, "has extended attributes, which store paths do not have");
     }
 }
 

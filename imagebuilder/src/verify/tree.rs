@@ -4,6 +4,7 @@
 use super::problem::{ProblemKind, Problems};
 use super::tables::Inodes;
 use crate::image::{DirectoryInode, FileTree, Image, ImageError, InodeKind, InodeSet, InodeType, Node};
+use program::plural::counted;
 
 /// Walks the whole tree and counts the names of every inode.
 pub(super) fn check_tree(image: &Image, inodes: &Inodes, problems: &Problems) {
@@ -110,7 +111,7 @@ impl TreeCheck<'_> {
                 self.problems
                     .general(ProblemKind::Unreachable, format!("inode {number}: no directory entry refers to it"));
             } else if !directory && links != names {
-                let detail = format!("inode {number}: has the link count {links}, but {names} names");
+                let detail = format!("inode {number}: has the link count {links}, but {}", counted(*names, "name"));
                 self.problems.general(ProblemKind::Links, detail);
             }
         }

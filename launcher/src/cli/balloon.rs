@@ -9,7 +9,7 @@ use program::output::print;
 /// Show or set the size of a machine's balloon: the memory it returns to the host
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The machine: its name, or the file of its spec
+    /// The machine: its name or its spec file
     machine: String,
     /// New size in MiB, or a change +N or -N; kvmtool supports only changes, because it does not report the size
     #[arg(value_name = "MIB", allow_hyphen_values = true, value_parser = size_of)]

@@ -10,16 +10,17 @@ use program::failure::{Failure, INTERRUPTED};
 use program::output::{message, print};
 use std::path::Path;
 
-/// Clone a suspended machine of this host: create another machine that continues where it was
+/// Clone a suspended machine of this host; the clone continues where the original was
 ///
 /// The clone has the same runner, copies of the volumes and of what was saved, and its own name, tap interfaces, vsock
 /// address, and machine ID. The copies take no space until they are written to if the file system can share blocks
 /// (btrfs, XFS). Start the clone with `microvm resume NEW`. The original stays suspended.
 ///
-/// Until the guest of the clone boots, it keeps everything in its memory: host name, machine ID, SSH host keys, MAC and
-/// IP addresses, open connections, keys and tokens of its programs. So it is not started while another machine with these MAC
-/// addresses may be on the same network. firecracker, and qemu except for the machine model microvm, notify the
-/// guest's kernel, which then reseeds its random number generator; otherwise both guests may produce the same numbers.
+/// Until the clone's guest reboots, it keeps everything that is in its memory: host name, machine ID, SSH host keys,
+/// MAC and IP addresses, open connections, keys and tokens of its programs. So it is not started while another machine
+/// with these MAC addresses may be on the same network. firecracker, and qemu except for the machine model microvm,
+/// notify the guest's kernel, which then reseeds its random number generator; otherwise both guests may produce the
+/// same numbers.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The suspended machine

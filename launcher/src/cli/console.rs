@@ -9,7 +9,7 @@ use program::output::message;
 /// Connect the terminal to a machine's console; Ctrl-] disconnects
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The machine: its name, or the file of its spec
+    /// The machine: its name or its spec file
     machine: String,
     #[command(flatten)]
     overrides: Overrides,

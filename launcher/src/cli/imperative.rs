@@ -10,10 +10,8 @@ mod unit;
 mod update;
 
 pub(super) use letters::expand_letters;
-pub(super) use service::{active_service, run_by_name};
 
 use clap::Subcommand;
-use launcher::imperative::{ImperativeError, MachineName};
 use program::failure::Failure;
 
 #[derive(Subcommand)]
@@ -53,12 +51,4 @@ pub(super) fn run_command(command: &HostCommand) -> Result<(), Failure> {
         HostCommand::Unregister(arguments) => host_side::unregister_machine(arguments),
         HostCommand::Unit(arguments) => unit::run(arguments),
     }
-}
-
-fn name_of(text: &str) -> Result<MachineName, String> {
-    MachineName::new(text).map_err(|error| error.to_string())
-}
-
-fn failure(error: &ImperativeError) -> Failure {
-    if error.is_bad_input() { Failure::usage(error.to_string()) } else { Failure::failed(error) }
 }

@@ -2,9 +2,8 @@
 
 use super::machine::failed;
 use super::spec_file::{SpecArguments, read};
-use super::stop::{MAX_SECONDS, STOP_TIMEOUT};
+use super::stop::StopTimeout;
 use program::failure::Failure;
-use program::input::up_to;
 use program::output::{message, print};
 use program::place::{Directory, Place};
 use std::io;
@@ -30,14 +29,8 @@ pub(crate) struct Arguments {
     user: bool,
     #[command(flatten)]
     spec: SpecArguments,
-    /// Time for the guest to shut down before its hypervisor is terminated
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value_t = STOP_TIMEOUT.as_secs(),
-        value_parser = up_to::<MAX_SECONDS>,
-    )]
-    stop_timeout: u64,
+    #[command(flatten)]
+    stop_timeout: StopTimeout,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -50,7 +43,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     // Not resolved: `result` is a garbage collection root, and the next start uses what it refers to then.
     let spec_path = std::path::absolute(&arguments.spec.spec).map_err(failed)?;
     let mut command = vec![program()?, "run".into(), "--supervise".into()];
-    command.extend(["--stop-timeout".to_owned(), arguments.stop_timeout.to_string(), "--name".to_owned()]);
+    command.extend(["--stop-timeout".to_owned(), arguments.stop_timeout.seconds.to_string(), "--name".to_owned()]);
     command.extend([spec.name.clone(), "--state-dir".to_owned(), overrides.state_directory()?.to_string()]);
     if let Some(hypervisor) = overrides.hypervisor {
         command.extend(["--hypervisor".to_owned(), hypervisor.to_string()]);
@@ -64,7 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     Directory::make(&directory, DIRECTORY_MODE, None).map_err(failed)?;
     let name = format!("microvm-{}.service", spec.name);
     let path = directory.join(&name);
-    let stop_seconds = arguments.stop_timeout.saturating_add(STOP_MARGIN_SECONDS);
+    let stop_seconds = arguments.stop_timeout.seconds.saturating_add(STOP_MARGIN_SECONDS);
     write(&path, &unit(&spec.name, &command, &std::env::var("PATH").unwrap_or_default(), stop_seconds))?;
     message(&format!("start it with: systemctl --user daemon-reload && systemctl --user enable --now {name}"));
     message("to start it at boot and keep it after you log out: loginctl enable-linger");

@@ -65,8 +65,8 @@ pub(crate) fn find(name_or_spec: &str, overrides: &Overrides) -> Result<KnownMac
 }
 
 /// Finds the machine for a command that uses what its records name: sockets, processes, the state directory. If another
-/// user records the machine, root becomes that user for the rest of the process: otherwise that user could make root send
-/// requests to other machines, or remove files.
+/// user records the machine, root becomes that user for the rest of the process: otherwise that user could make root
+/// send requests to other machines, or remove files.
 pub(crate) fn find_as_recorder(name_or_spec: &str, overrides: &Overrides) -> Result<KnownMachine, Failure> {
     let machine = find(name_or_spec, overrides)?;
     machine.become_recorder()?;
@@ -81,7 +81,7 @@ pub(crate) fn is_spec(name_or_spec: &str) -> bool {
 fn find_by_spec(path: &Path, overrides: &Overrides, runtime: &RuntimeDirectory) -> Result<KnownMachine, Failure> {
     let spec = read(path, overrides)?;
     let state = runtime.machine(&spec.name).map_err(|error| Failure::usage(error.to_string()))?;
-    // Before anything is read: what another user can replace must not be used with root's privileges.
+    // Before anything is read, because root must not use files that another user can replace.
     state.own_records_of_root().map_err(failed)?;
     let activity = state.activity().map_err(failed)?;
     let directory = overrides.state_directory()?;

@@ -1,4 +1,5 @@
-//! `microvm ocf`: the resource agent that Pacemaker runs. Its messages and exit codes are those of the resource agent API.
+//! `microvm ocf`: the resource agent that Pacemaker runs. Its messages and exit codes are those of the resource agent
+//! API.
 
 use launcher::ocf::parameters::Parameters;
 use launcher::ocf::{Agent, AgentError, ExitCode, Operation, Streams, meta_data};
@@ -8,15 +9,15 @@ use program::output::{message, print};
 use std::io;
 use std::os::fd::AsFd;
 
-/// Start, stop, monitor or move a machine for a Pacemaker cluster, as its resource agent
+/// Start, stop, monitor or migrate a machine as the resource agent of a Pacemaker cluster
 ///
-/// Pacemaker runs it as ocf:microvm:MicroVM, and passes the machine's parameters in the environment. `meta-data` describes
-/// them. The exit codes are those of the resource agent API: 0 success, 1 failure, 2 to 6 wrong parameters or a node that
-/// cannot run the machine, 7 not running.
+/// Pacemaker runs it as ocf:microvm:MicroVM, and passes the machine's parameters in the environment. `meta-data`
+/// describes them. The exit codes are those of the resource agent API: 0 success, 1 failure, 2 to 6 wrong parameters or
+/// a node that cannot run the machine, 7 not running.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// start, stop, monitor, migrate_to, migrate_from, validate-all or meta-data; or `receive`, which the source of a live
-    /// migration runs on the target [default: $__OCF_ACTION]
+    /// start, stop, monitor, migrate_to, migrate_from, validate-all or meta-data; or `receive`, which the source of a
+    /// live migration runs on the target [default: $__OCF_ACTION]
     action: Option<String>,
     /// Ignored: ssh with a forced command appends what the other node has requested
     #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]

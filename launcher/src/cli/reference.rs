@@ -143,7 +143,7 @@ const SECTIONS: Sections<'_> = Sections {
 /// Print the manual page
 #[derive(clap::Args)]
 pub(crate) struct ManArguments {
-    /// The command whose page to print; without it, the page of the whole program
+    /// Command whose page is printed [default: the whole program]
     command: Option<String>,
     /// Directory to write one page per command to: microvm.1, microvm-run.1 and so on [default: print the page]
     #[arg(short, long, value_name = "DIR", conflicts_with = "command")]

@@ -1,14 +1,13 @@
 //! `microvm run`: starts a machine.
 
-use super::imperative::run_by_name;
+use super::host_machine::run_by_name;
 use super::machine::{checked, facts_for, failed, watch_signals};
 use super::spec_file::{Overrides, SpecArguments, lowered, read_with_origin};
-use super::stop::{MAX_SECONDS, STOP_TIMEOUT};
-use super::suspend::{resume_failure, same_mac_failure};
-use launcher::run::{Lowered, RunError, Start, Supervision, run as start};
+use super::stop::StopTimeout;
+use super::suspend_failure::{resume_failure, same_mac_failure};
+use launcher::run::{Lowered, RunError, STOP_TIMEOUT, Start, Supervision, run as start};
 use launcher::state::RuntimeDirectory;
 use program::failure::Failure;
-use program::input::up_to;
 use std::path::Path;
 use std::time::Duration;
 
@@ -19,23 +18,18 @@ pub(crate) struct Arguments {
     spec: SpecArguments,
     /// Supervise the hypervisor instead of executing it in place: serve the console, notify the service manager, and
     /// shut the guest down gracefully on SIGTERM, SIGINT and SIGHUP. A machine with a console socket is always
-    /// supervised, and so is every machine if MICROVM_SUPERVISE=1 is set in the environment, as in the service microvm@.
+    /// supervised, and so is every machine if MICROVM_SUPERVISE=1 is set in the environment, as in the service
+    /// microvm@.
     #[arg(long)]
     supervise: bool,
-    /// How long the guest may take to shut down when the supervisor is asked to stop; then the hypervisor is terminated
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value_t = STOP_TIMEOUT.as_secs(),
-        value_parser = up_to::<MAX_SECONDS>,
-    )]
-    stop_timeout: u64,
+    #[command(flatten)]
+    stop_timeout: StopTimeout,
 }
 
 /// Starts a suspended machine.
 pub(super) fn run_suspended(spec: &Path, overrides: &Overrides) -> Result<(), Failure> {
     let spec = SpecArguments { spec: spec.to_owned(), overrides: overrides.clone() };
-    run(&Arguments { spec, supervise: true, stop_timeout: STOP_TIMEOUT.as_secs() })
+    run(&Arguments { spec, supervise: true, stop_timeout: StopTimeout { seconds: STOP_TIMEOUT.as_secs() } })
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -56,7 +50,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let is_requested =
         arguments.supervise || std::env::var_os("MICROVM_SUPERVISE").is_some_and(|value| !value.is_empty());
     let supervision = if is_requested || launch.console.socket.is_some() {
-        Supervision::Supervise { stop_timeout: Duration::from_secs(arguments.stop_timeout) }
+        Supervision::Supervise { stop_timeout: Duration::from_secs(arguments.stop_timeout.seconds) }
     } else {
         Supervision::Become
     };

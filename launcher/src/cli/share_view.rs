@@ -13,7 +13,7 @@ use std::process::Command;
 /// Make more store paths visible to a running machine with a closure-only share of /nix/store
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The machine: its name, or the file of its spec
+    /// The machine: its name or its spec file
     machine: String,
     /// Store paths
     #[arg(required = true, value_name = "PATH")]

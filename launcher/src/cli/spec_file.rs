@@ -36,7 +36,7 @@ pub(crate) struct Overrides {
     /// Accelerator of qemu instead of the spec's `qemu.accelerator`: auto, kvm or tcg
     #[arg(long, value_parser = accelerators(), hide_possible_values = true, value_name = "NAME")]
     pub(crate) accel: Option<Accelerator>,
-    /// The machine's state directory, to which relative paths refer [default: the current directory]
+    /// The machine's state directory, against which relative paths are resolved [default: the current directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
     /// Name of the machine instead of the spec's [default: $MICROVM_NAME, then the name of its state directory
@@ -87,8 +87,8 @@ impl Overrides {
         Ok(Layout::of_environment().machine_in(directory.as_path()).map(|machine| machine.name.to_string()))
     }
 
-    /// Refuses a state directory that does not exist, for commands that work in that of an existing machine: the path is
-    /// probably misspelt.
+    /// Refuses a state directory that does not exist, for commands that work in that of an existing machine: the path
+    /// is probably misspelt.
     pub(crate) fn require_state_directory(&self) -> Result<(), Failure> {
         let directory = self.state_directory()?;
         match is_directory(directory.as_path()) {

@@ -1,26 +1,22 @@
 //! `microvm stop`: stops a machine, gracefully if possible, or ends its start.
 
-use super::imperative::active_service;
+use super::host_machine::active_service;
 use super::machine::{KnownMachine, failed, find_as_recorder};
 use super::spec_file::Overrides;
 use launcher::network::remove_made;
-use launcher::run::clean_up_stopped;
+use launcher::run::{STOP_TIMEOUT, clean_up_stopped};
 use launcher::shutdown::{StopTarget, Stopped, end_start, stop};
 use launcher::state::{Activity, RunningMachine};
+use launcher::suspend::is_suspended;
 use program::failure::Failure;
-use program::input::up_to;
+use program::input::{MAX_SECONDS, up_to};
 use program::output::message;
 use std::time::Duration;
-
-/// A year: no wait is longer, and the clock does not overflow.
-pub(crate) const MAX_SECONDS: u64 = 31_536_000;
-/// The default time for the guest to shut down.
-pub(crate) const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Stop a machine, or cancel its start: ask the guest to shut down, wait, then terminate the hypervisor
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The machine: its name, or the file of its spec
+    /// The machine: its name or its spec file
     machine: String,
     /// Time for the guest to shut down before its hypervisor is terminated
     #[arg(
@@ -32,6 +28,19 @@ pub(crate) struct Arguments {
     timeout: u64,
     #[command(flatten)]
     overrides: Overrides,
+}
+
+/// The option of the commands that start a machine.
+#[derive(clap::Args)]
+pub(crate) struct StopTimeout {
+    /// Time for the guest to shut down before its hypervisor is terminated
+    #[arg(
+        long = "stop-timeout",
+        value_name = "SECONDS",
+        default_value_t = STOP_TIMEOUT.as_secs(),
+        value_parser = up_to::<MAX_SECONDS>,
+    )]
+    pub(crate) seconds: u64,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -90,7 +99,7 @@ fn stop_machine(machine: &KnownMachine, timeout: Duration) -> Result<(), Failure
     let _request = running.map(|running| machine.state.request_stop(running.hypervisor));
     let process = running.map(|running| running.hypervisor);
     let console_socket = running.and_then(|running| running.console_socket.clone());
-    let target = StopTarget { launch, process, console_socket };
+    let target = StopTarget { launch, process, console_socket, is_saved: is_suspended(launch) };
     let stopped = stop(&target, timeout, &mut message).map_err(failed)?;
     clean_up(machine, running)?;
     message(&match stopped {

@@ -1,15 +1,16 @@
 //! `microvm suspend` and `microvm resume`: saves machines in their state directories, and starts them where they were.
 
-use super::imperative::active_service;
+use super::host_machine::active_service;
 use super::machine::{KnownMachine, become_recorder, failed, find, find_by_name, is_spec, watch_signals};
 use super::run::run_suspended;
 use super::spec_file::{Overrides, read};
 use super::stop::clean_up;
+use super::suspend_failure::suspend_failure;
 use launcher::imperative::{Layout, Machine, MachineActivity, MachineName, Phase, Service, in_parallel};
 use launcher::path::HostPath;
 use launcher::state::{Activity, MachineState, RuntimeDirectory, StateError};
-use launcher::suspend::{AfterSave, SameMac, Saved, SuspendError, SuspendedState, continue_paused, suspend};
-use program::failure::{Failure, INTERRUPTED};
+use launcher::suspend::{AfterSave, Saved, SuspendError, SuspendedState, continue_paused, suspend};
+use program::failure::Failure;
 use program::output::message;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -20,10 +21,11 @@ use std::time::Duration;
 /// How often to check for a signal.
 const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Suspend machines: save their memory in their state directories, and end their hypervisors. The next start resumes them
+/// Suspend machines: save their memory in their state directories, and end their hypervisors. The next start resumes
+/// them
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The machines: their names, or the files of their specs
+    /// The machines: their names or their spec files
     #[arg(required_unless_present = "all")]
     machines: Vec<String>,
     /// Suspend all running machines
@@ -36,9 +38,9 @@ pub(crate) struct Arguments {
 /// Resume a suspended machine
 #[derive(clap::Args)]
 pub(crate) struct ResumeArguments {
-    /// The machine: its name, or the file of its spec
+    /// The machine: its name or its spec file
     machine: String,
-    /// Delete what was saved instead. The machine boots at its next start, and finds its volumes as after a power cut
+    /// Delete the saved state instead. The machine boots at its next start and finds its volumes as after a power cut
     #[arg(long)]
     discard: bool,
     #[command(flatten)]
@@ -248,42 +250,6 @@ fn continue_machine(state: &MachineState) -> Result<(), Failure> {
         message(&format!("{name} is running"));
     }
     Ok(())
-}
-
-fn suspend_failure(error: SuspendError) -> Failure {
-    match &error {
-        SuspendError::Refused(_) => {
-            let hint = "shut it down instead with `microvm stop`";
-            Failure::problems(error.problems()).with_hint(hint)
-        }
-        SuspendError::Changed { .. } => Failure::problems(error.problems()),
-        SuspendError::NotSaved { source, .. } if matches!(**source, SuspendError::Interrupted) => {
-            failed(error).with_code(INTERRUPTED)
-        }
-        _ => failed(error),
-    }
-}
-
-/// Returns the failure of a start that could not resume its machine.
-pub(crate) fn resume_failure(error: SuspendError, name: &str) -> Failure {
-    let hint = match &error {
-        SuspendError::Changed { .. } => format!(
-            "undo the changes, or delete what was saved with `microvm resume --discard`; {name} then boots, and finds its \
-             volumes as after a power cut"
-        ),
-        _ => format!("{name} is still suspended; delete what was saved with `microvm resume --discard`"),
-    };
-    suspend_failure(error).with_hint(hint)
-}
-
-/// Returns the failure of a start that was refused because another guest has the same MAC address.
-pub(crate) fn same_mac_failure(error: SameMac) -> Failure {
-    let hint = format!(
-        "stop or suspend {} first, connect the two to different bridges, or use `microvm clone --allow-same-mac` and keep \
-         their networks apart",
-        error.other
-    );
-    failed(error).with_hint(hint)
 }
 
 /// Saves the machine of this process's user, which stays paused.

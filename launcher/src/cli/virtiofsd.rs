@@ -8,6 +8,7 @@ use launcher::side_processes::SideProcesses;
 use launcher::state::RuntimeDirectory;
 use program::failure::Failure;
 use program::output::message;
+use program::plural::counted;
 use program::user::Identity;
 use std::time::{Duration, Instant};
 
@@ -38,7 +39,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut daemons =
         SideProcesses::start(&processes, &launch.working_directory, client.as_ref(), &interruption).map_err(failed)?;
     let served = processes.len();
-    message(&format!("{}: {served} virtiofs share{} served", launch.name, if served == 1 { "" } else { "s" }));
+    message(&format!("{}: {} served", launch.name, counted(served, "virtiofs share")));
     notify(&mut manager, "READY=1\nSTATUS=all shares are served");
     while !daemons.is_empty() {
         let (events, next) = daemons.supervise();

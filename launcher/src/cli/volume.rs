@@ -27,9 +27,8 @@ pub(crate) struct Arguments {
 enum Action {
     /// Copy a volume to a new file
     ///
-    /// Holes take no space in the copy. On btrfs, XFS and bcachefs, a copy on the same file system shares all blocks with
-    /// the volume.
-    /// The machine must be stopped or suspended, because a copy of a volume in use is inconsistent.
+    /// Holes take no space in the copy. On btrfs, XFS and bcachefs, a copy on the same file system shares all blocks
+    /// with the volume. The machine must be stopped or suspended, because a copy of a volume in use is inconsistent.
     Backup {
         #[command(flatten)]
         target: Target,
@@ -60,9 +59,9 @@ enum Action {
 /// A volume of a machine.
 #[derive(clap::Args)]
 struct Target {
-    /// The machine: its name on this host, or the file of its spec
+    /// The machine: its name on this host, or its spec file
     machine: String,
-    /// The volume: the image as in the spec, its file name, its mount point or its label
+    /// The volume: its image as written in the spec, its file name, its mount point or its label
     volume: String,
     #[command(flatten)]
     overrides: Overrides,
@@ -144,7 +143,7 @@ impl Target {
         }
         let name = MachineName::new(&self.machine).map_err(|error| Failure::usage(error.to_string()))?;
         let machine = Layout::of_environment().existing(&name).map_err(|error| {
-            Failure::usage(error.to_string()).with_hint("specify a machine of this host, or the file of a spec")
+            Failure::usage(error.to_string()).with_hint("specify a machine of this host, or a spec file")
         })?;
         let overrides = Overrides { state_dir: Some(machine.directory.clone()), ..self.overrides.clone() };
         let spec = read(&machine.runner().map_err(failed)?.join("share/microvm/machine.json"), &overrides)?;
@@ -189,16 +188,16 @@ impl MachineVolume {
         let place = self.need.mount_point.as_deref();
         let device = self.device.as_deref().unwrap_or("the disk");
         let in_guest = match grown {
-            Grown::WithFileSystem => return message(&format!("{image}: grown, with its file system")),
+            Grown::WithFileSystem => return message(&format!("{image}: grown, including its file system")),
             Grown::ImageOnly(Some("xfs")) => format!("xfs_growfs {}", place.unwrap_or(device)),
             Grown::ImageOnly(Some("btrfs")) => format!("btrfs filesystem resize max {}", place.unwrap_or(device)),
             Grown::ImageOnly(_) => {
                 return message(&format!(
-                    "{image}: grown; what it contains has its old size, and must be grown in the guest ({device})"
+                    "{image}: grown; its content keeps its old size and must be grown in the guest ({device})"
                 ));
             }
         };
-        message(&format!("{image}: grown; its file system has its old size until you type in the guest: {in_guest}"));
+        message(&format!("{image}: grown; to grow its file system, type in the guest: {in_guest}"));
     }
 }
 

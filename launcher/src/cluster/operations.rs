@@ -1,5 +1,5 @@
-//! Changing a running cluster. Each operation first asks the cluster for its status, so that nothing is changed if a name
-//! is unknown, or this part of the cluster has no quorum.
+//! Changing a running cluster. Each operation first asks the cluster for its status, so that nothing is changed if a
+//! name is unknown, or this part of the cluster has no quorum.
 
 use super::checked::CheckedCluster;
 use super::cib::{configuration, hash_of};
@@ -23,8 +23,8 @@ use std::time::{Duration, Instant, SystemTime};
 const ROOTS: &str = "/nix/var/nix/gcroots/microvm-cluster";
 /// How long the preference of a move lasts if this program is killed before it removes it itself.
 const MOVE_LIFETIME: Duration = Duration::from_secs(3600);
-/// How long to try to apply a configuration while something else changes the configuration or the status: each result of
-/// an operation on a machine changes the status.
+/// How long to try to apply a configuration while something else changes the configuration or the status: each result
+/// of an operation on a machine changes the status.
 const APPLY_TIME: Duration = Duration::from_secs(30);
 /// The pause after the first attempt. It doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -59,7 +59,7 @@ pub enum OperationError {
     /// The machine is not managed by the cluster.
     #[error("the cluster does not manage {0}, so it cannot move it; run first: microvm cluster manage {0}")]
     Unmanaged(String),
-    /// A constraint is against this move.
+    /// A constraint prevents this move.
     #[error("the constraint {constraint} keeps {machine} away from {node}")]
     Constrained {
         /// The machine.
@@ -90,7 +90,7 @@ pub enum OperationError {
     /// The host has not failed.
     #[error("{0} is {1}; only a failed host that is waiting to be fenced can be acknowledged")]
     NotFailed(String, &'static str),
-    /// Another update has set another runner.
+    /// Another update has set a different runner.
     #[error("somebody else updated {machine} at the same time; the cluster runs it from {runner} now")]
     Overtaken {
         /// The machine.
@@ -112,7 +112,7 @@ pub enum OperationError {
     /// The hosts have not elected a coordinator.
     #[error("the cluster has elected no coordinator; are corosync and pacemaker running on most hosts?")]
     NoCoordinator,
-    /// Each attempt to change the configuration came after another change of it or of the status.
+    /// The configuration or the status changed before every attempt to change the configuration.
     #[error("the configuration or status of the cluster keeps changing, so nothing was changed; try again later")]
     Contended,
     /// A tool of the cluster failed.
@@ -185,8 +185,8 @@ fn settle(wait: Wait) -> Result<(), OperationError> {
 /// Moves a machine to a host.
 ///
 /// # Errors
-/// Refuses unknown names, hosts that cannot run machines, and constraints of the user against the host; fails if the machine
-/// is elsewhere afterwards.
+/// Refuses unknown names, hosts that cannot run machines, and constraints of the user against the host; fails if the
+/// machine is elsewhere afterwards.
 pub fn move_machine(name: &str, target: &str, wait: Duration) -> Result<(), OperationError> {
     let before = changeable()?;
     let found = machine(&before, name)?;
@@ -211,8 +211,8 @@ pub fn move_machine(name: &str, target: &str, wait: Duration) -> Result<(), Oper
     let preference = preference(name, target, &end.to_string());
     change_constraints(&["--modify", "--allow-create"], &preference)?;
     let settled = settle(Wait::For(wait));
-    // From now on, the machine stays where it is because of its stickiness. A lasting preference for this host would bring
-    // it back after a failure.
+    // From now on, the machine stays where it is because of its stickiness. A lasting preference for this host would
+    // bring it back after a failure.
     change_constraints(&["--delete"], &Element { children: Vec::new(), ..preference })?;
     settled?;
     let after = status()?;
@@ -275,8 +275,8 @@ pub fn manage(name: &str) -> Result<(), OperationError> {
     machine(&changeable()?, name)?;
     let resource = format!("--resource={name}");
     run("crm_resource", &[&resource, "--meta", "--delete-parameter=is-managed"], None)?;
-    // Pacemaker reports a monitor only when its result changes. So it does not notice that a machine has ended while it was
-    // not managed, until it asks all hosts.
+    // Pacemaker reports a monitor only when its result changes. So it does not notice that a machine has ended while it
+    // was not managed, until it asks all hosts.
     if !is_offline() {
         run("crm_resource", &["--refresh", &resource], None)?;
     }
@@ -324,7 +324,8 @@ pub fn push(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> {
     on_hosts(&nodes, |node| {
         if !is_this_host(node) {
             let store = format!("ssh-ng://root@{node}");
-            // The other host trusts this one, because it accepts root's key. A runner that was built here has no signature.
+            // The other host trusts this one, because it accepts root's key. A runner that was built here has no
+            // signature.
             let how = ["--extra-experimental-features", "nix-command", "copy", "--no-check-sigs"];
             run("nix", &[&how[..], &["--to", &store, runner.as_str()]].concat(), None)?;
         }
@@ -371,12 +372,13 @@ pub fn update(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> 
     Ok(offline.iter().map(warning).collect())
 }
 
-/// Makes a garbage collection root of that name on all hosts.
+/// Creates a garbage collection root of that name on all hosts.
 type Keep<'run> = &'run dyn Fn(&str, &HostPath) -> Result<(), OperationError>;
 
-/// Changes the runner of a machine. The root of its old runner stays until the change is known to be made: if it is refused,
-/// hosts still start that one. In the end, the root is that of the runner in the configuration, even if somebody else changes
-/// it at the same time. Until then, the new runner has a root that only updates to the same runner use.
+/// Changes the runner of a machine. The root of its old runner stays until the change is known to be made: if it is
+/// refused, hosts still start that one. In the end, the root is that of the runner in the configuration, even if
+/// somebody else changes it at the same time. Until then, the new runner has a root that only updates to the same
+/// runner use.
 fn change_runner(
     (name, runner): (&str, &HostPath),
     (keep, forget): (Keep<'_>, &dyn Fn(&str)),
@@ -385,7 +387,7 @@ fn change_runner(
 ) -> Result<(), OperationError> {
     let temporary = temporary_root(name, runner);
     if let Err(error) = keep(&temporary, runner) {
-        // Some hosts may have made it.
+        // Some hosts may have created it.
         forget(&temporary);
         return Err(error);
     }
@@ -413,7 +415,7 @@ fn change_runner(
     Err(OperationError::Overtaken { machine: name.to_owned(), runner: kept })
 }
 
-/// Makes the root of the runner in the configuration, and returns the runner.
+/// Creates the garbage collection root of the runner in the configuration, and returns the runner.
 fn keep_current(
     name: &str,
     keep: Keep<'_>,
@@ -430,8 +432,8 @@ fn keep_current(
     }
 }
 
-/// Returns the name of the root that the new runner of a machine has during an update. It contains the hash of the store
-/// path.
+/// Returns the name of the root that the new runner of a machine has during an update. It contains the hash of the
+/// store path.
 fn temporary_root(name: &str, runner: &HostPath) -> String {
     let file_name = runner.as_path().file_name().unwrap_or_default().to_string_lossy();
     let hash = file_name.split_once('-').map_or(&*file_name, |(hash, _)| hash);
@@ -507,8 +509,8 @@ pub enum ApplyOn {
 /// Replaces our part of the cluster's configuration if it differs from the one that was applied last.
 ///
 /// # Errors
-/// Fails if the cluster does not run, if this part of it has no quorum, or if its configuration or status changes all the
-/// time.
+/// Fails if the cluster does not run, if this part of it has no quorum, or if its configuration or status changes all
+/// the time.
 pub fn apply(cluster: &CheckedCluster, on: ApplyOn) -> Result<Applied, OperationError> {
     let status = changeable()?;
     let coordinator = status.coordinator.as_deref();

@@ -7,6 +7,7 @@ use super::engine::{EngineError, run, run_for_xml};
 use super::status::Status;
 use super::xml::{Element, XmlError};
 use crate::imperative::in_parallel;
+use program::plural::counted;
 use std::collections::BTreeMap;
 
 /// The property set of the simulation.
@@ -46,8 +47,8 @@ pub enum SimulationError {
     Refused(EngineError),
 }
 
-/// Verifies the generated configuration with `crm_verify`, and lets `crm_simulate` place the machines: at the first start,
-/// after the failure of each host, and after each host is drained.
+/// Verifies the generated configuration with `crm_verify`, and lets `crm_simulate` place the machines: at the first
+/// start, after the failure of each host, and after each host is drained.
 ///
 /// # Errors
 /// Fails if a tool of Pacemaker is missing, or refuses the configuration.
@@ -114,7 +115,9 @@ fn free(cluster: &CheckedCluster, placement: &Placement, machine: &str) -> Strin
         let there = || cluster.machines.iter().filter(|other| on_host(&other.name));
         let memory_mib = node.memory_mib.saturating_sub(there().map(|other| other.memory_mib).sum());
         let used_vcpus: u32 = there().map(|other| other.vcpus).sum();
-        let vcpus = node.vcpus.map_or_else(String::new, |all| format!(" and {} vCPUs", all.saturating_sub(used_vcpus)));
+        let vcpus = node
+            .vcpus
+            .map_or_else(String::new, |all| format!(" and {}", counted(all.saturating_sub(used_vcpus), "vCPU")));
         let is_apart =
             |one: &String, two: &String| (one == machine && on_host(two)) || (two == machine && on_host(one));
         let apart = cluster.apart.iter().find(|(one, two)| is_apart(one, two));
@@ -122,7 +125,7 @@ fn free(cluster: &CheckedCluster, placement: &Placement, machine: &str) -> Strin
         format!("{} has {memory_mib} MiB{vcpus} left{}", node.name, apart.unwrap_or_default())
     });
     let hosts: Vec<String> = hosts.collect();
-    format!(": it needs {} MiB and {} vCPUs; {}", needed.memory_mib, needed.vcpus, hosts.join("; "))
+    format!(": it needs {} MiB and {}; {}", needed.memory_mib, counted(needed.vcpus, "vCPU"), hosts.join("; "))
 }
 
 /// Lets Pacemaker verify the configuration. On a cluster without any status, crm_verify prints warnings.
@@ -141,8 +144,8 @@ fn verify(started: &Element) -> Result<(), SimulationError> {
 /// Returns a whole cluster of which all hosts are online and all machines have been started, if they can be.
 fn started_cluster(cluster: &CheckedCluster) -> Result<Element, SimulationError> {
     let mut cib = cib(cluster)?;
-    // A real cluster first asks every host whether it runs each machine. Simulating that multiplies the time: 50 machines on
-    // 8 hosts take ten times as long.
+    // A real cluster first asks every host whether it runs each machine. Simulating that multiplies the time: 50
+    // machines on 8 hosts take ten times as long.
     let probes = [("id", "simulated-probes"), ("name", "enable-startup-probes"), ("value", "false")];
     let set = Element::new("cluster_property_set", [("id", WITHOUT_PROBES)]).with([Element::new("nvpair", probes)]);
     cib.child_mut("configuration").child_mut("crm_config").children.push(set);

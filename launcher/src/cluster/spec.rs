@@ -1,5 +1,5 @@
-//! `cluster.json`: what the user wrote about a cluster. Every object refuses unknown fields. Only types are checked here;
-//! `check` checks the rest and returns another type.
+//! `cluster.json`: what the user wrote about a cluster. Every object refuses unknown fields. Only types are checked
+//! here; `check` checks the rest and returns another type.
 
 use crate::ocf::parameters::{DEFAULT_STATE_DIR, MigrationMode};
 use crate::path::HostPath;
@@ -17,12 +17,12 @@ pub const CLUSTER_VERSION: u32 = 1;
 pub struct ClusterSpec {
     /// Version of this format; 1.
     pub version: u32,
-    /// The cluster's name. Hosts join only the cluster of their name.
+    /// The cluster's name. Hosts only join a cluster with the same name.
     pub name: String,
     /// The hosts, by host name.
     pub nodes: BTreeMap<String, Node>,
-    /// The key with which the hosts encrypt their messages, made by `corosync-keygen`: a file on every host, readable for root
-    /// only; null means `/etc/corosync/authkey`.
+    /// The key with which the hosts encrypt their messages, made by `corosync-keygen`: a file on every host, readable
+    /// for root only; null means `/etc/corosync/authkey`.
     #[serde(default)]
     pub auth_key_file: Option<HostPath>,
     /// How the hosts detect that one of them has failed.
@@ -40,8 +40,8 @@ pub struct ClusterSpec {
     /// The bridges that every host has, for interfaces of type `bridge`.
     #[serde(default)]
     pub bridges: Vec<String>,
-    /// The URL of the store from which a host copies a runner that it does not have; null means that every host must have
-    /// all runners.
+    /// The URL of the store from which a host copies a runner that it does not have; null means that every host must
+    /// have all runners.
     #[serde(default)]
     pub cache: Option<String>,
     /// The directory that contains the state directories of the machines, the same on every host.
@@ -74,8 +74,8 @@ fn state_directory() -> HostPath {
 pub struct Node {
     /// The number of the host, at least 1; unique, and never changed.
     pub id: u32,
-    /// The host's IP addresses, one for each link. Corosync uses another link when one fails. Every host has the same number
-    /// of them, at most 8.
+    /// The host's IP addresses, one for each link. Corosync uses another link when one fails. Every host has the same
+    /// number of them, at most 8.
     pub addresses: Vec<String>,
     /// The memory in MiB that machines can use on the host.
     #[serde(rename = "memory")]
@@ -89,11 +89,11 @@ pub struct Node {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Totem {
-    /// The time in milliseconds without a token after which a host counts as failed, at least 100. For each host more than two,
-    /// `tokenCoefficient` is added.
+    /// The time in milliseconds without a token after which a host counts as failed, at least 100. `tokenCoefficient`
+    /// is added for each host beyond two.
     #[serde(default, rename = "token")]
     pub token_ms: Option<u32>,
-    /// The time in milliseconds that is added to `token` for each host more than two.
+    /// The time in milliseconds that is added to `token` for each host beyond two.
     #[serde(default, rename = "tokenCoefficient")]
     pub token_coefficient_ms: Option<u32>,
     /// The time in milliseconds in which the hosts must agree on a new membership, at least 1.2 times `token`.
@@ -159,7 +159,7 @@ pub struct FenceDevice {
     pub agent: String,
     /// The hosts that it can fence.
     pub targets: Vec<String>,
-    /// The outlet or name of a host on the device, by host, if it differs from the host's name.
+    /// For each host, its outlet or name on the device, if that differs from the host's name.
     #[serde(default)]
     pub ports: BTreeMap<String, String>,
     /// The parameters of the agent. Passwords are refused: every user of the host could read them.
@@ -169,7 +169,7 @@ pub struct FenceDevice {
     /// `password_script`.
     #[serde(default)]
     pub password_file: Option<HostPath>,
-    /// The time in seconds in which the device must have fenced a host.
+    /// The time limit in seconds for fencing a host.
     #[serde(default = "fence_timeout_seconds", rename = "timeout")]
     pub timeout_seconds: u32,
 }
@@ -182,12 +182,12 @@ fn fence_timeout_seconds() -> u32 {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Migration {
-    /// A directory in `sharedPaths` for machines that are suspended on one host and resumed on another. It contains their
-    /// memory, so only root may have access to it.
+    /// A directory in `sharedPaths` for machines that are suspended on one host and resumed on another. It contains
+    /// their memory, so only root may have access to it.
     #[serde(default)]
     pub directory: Option<HostPath>,
-    /// The command that runs `microvm ocf receive` on another host, for live migration; the word NODE is replaced with the
-    /// host. Null means ssh as root. Machines that do not set `migrate` migrate live only if this is set.
+    /// The command that runs `microvm ocf receive` on another host, for live migration; the word NODE is replaced with
+    /// the host. Null means ssh as root. Machines that do not set `migrate` migrate live only if this is set.
     #[serde(default)]
     pub command: Option<String>,
 }
@@ -236,8 +236,8 @@ pub struct Timeouts {
     /// The move to another host; null means 120 seconds, and 64 more for each GiB of memory.
     #[serde(default, rename = "migrate")]
     pub migrate_seconds: Option<u32>,
-    /// How long the guest may take to boot. A guest that has not reported by then that it is ready is restarted; null means
-    /// that the guest is not checked. Requires `vsock.notify` of the machine.
+    /// How long the guest may take to boot. A guest that has not reported by then that it is ready is restarted; null
+    /// means that the guest is not checked. Requires `vsock.notify` of the machine.
     #[serde(default, rename = "ready")]
     pub ready_seconds: Option<u32>,
 }

@@ -11,6 +11,7 @@ use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
 use nix::unistd::geteuid;
 use program::place::{MAX_READ_BYTES, Place};
+use program::plural::counted;
 use program::user::Identity;
 use serde_json::{Value, json};
 use std::fs::File;
@@ -213,8 +214,8 @@ fn rename(body: &mut Value, configuration: &Value) {
     }
 }
 
-/// Makes cloud-hypervisor use the interfaces, the socket and the rules of this configuration: it has no option for that, and
-/// reads them from its file.
+/// Makes cloud-hypervisor use the interfaces, the socket and the rules of this configuration: it has no option for
+/// that, and reads them from its file.
 fn rename_saved(directory: &HostPath, configuration: &Value) -> Result<(), ControlError> {
     let path = HostPath::from(SAVED_CONFIGURATION).below(directory);
     let failed = |reason: String| ControlError::SavedConfiguration { path: path.clone(), reason };
@@ -242,14 +243,14 @@ fn read_saved(place: &Place) -> io::Result<(Vec<u8>, Identity)> {
     Ok((text, Identity::of_ids(stat.st_uid, stat.st_gid)))
 }
 
-/// Returns a saved configuration with the interfaces of the host, the socket and the rules of another one. What the guest
-/// has in its memory stays: the MAC addresses and the vsock address.
+/// Returns a saved configuration with the interfaces of the host, the socket and the rules of another one. What the
+/// guest has in its memory stays: the MAC addresses and the vsock address.
 fn renamed_configuration(mut saved: Value, configuration: &Value) -> Result<Value, String> {
     let fields = saved.as_object_mut().ok_or("it contains no configuration")?;
     let new = configuration.get("net").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let interfaces = fields.get_mut("net").and_then(Value::as_array_mut).map(Vec::as_mut_slice).unwrap_or_default();
     if interfaces.len() != new.len() {
-        return Err(format!("it has {} interfaces, but the machine has {}", interfaces.len(), new.len()));
+        return Err(format!("it has {}, but the machine has {}", counted(interfaces.len(), "interface"), new.len()));
     }
     for (interface, new) in interfaces.iter_mut().zip(new) {
         let interface = interface.as_object_mut().ok_or("one of its interfaces has no fields")?;
@@ -298,7 +299,7 @@ mod tests {
             renamed_configuration(saved, &json!({"net": [{"tap": "vm-one"}, {"tap": "vm-one2"}]})),
             Err("the saved machine and this one do not both have a vsock device".to_owned())
         );
-        let many = "it has 1 interfaces, but the machine has 0".to_owned();
+        let many = "it has 1 interface, but the machine has 0".to_owned();
         assert_eq!(renamed_configuration(json!({"net": [1]}), &json!({})), Err(many));
         for damaged in [json!([1]), json!("text"), json!({"net": [1]})] {
             assert!(renamed_configuration(damaged, &json!({"net": [{"tap": "vm-one"}]})).is_err());

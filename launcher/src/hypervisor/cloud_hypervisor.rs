@@ -1,5 +1,6 @@
 //! Cloud Hypervisor, which has PCI devices only, an HTTP API, and no 9p. Written against v53.
 
+mod arguments;
 mod conditions;
 mod config;
 mod extra;
@@ -27,8 +28,8 @@ const MAX_DEVICES: usize = 31;
 const BZ_IMAGE: Version = Version(39, 0, 0);
 /// The first version that can set a disk's serial number.
 const SERIAL: Version = Version(35, 0, 0);
-/// The first version that can set a disk's format, which from then on is required for writing to the first sector. 50.1 got
-/// this from 51.0 as a security fix.
+/// The first version that can set a disk's format, which from then on is required for writing to the first sector. 50.1
+/// got this from 51.0 as a security fix.
 const IMAGE_TYPE: Version = Version(50, 1, 0);
 /// The first version that names the SMBIOS UUID `system_uuid`.
 const SYSTEM_UUID: Version = Version(53, 0, 0);
@@ -114,8 +115,8 @@ fn support(feature: Feature) -> Support {
     }
 }
 
-/// What is not saved: the state of other processes and of host devices. Parts of an image in another format than raw are
-/// only in the hypervisor's memory.
+/// What is not saved: the state of other processes and of host devices. Parts of an image in another format than raw
+/// are only in the hypervisor's memory.
 fn suspend_obstacle(feature: Feature) -> Option<&'static str> {
     match feature {
         Feature::Virtiofs => Some("does not save the state of virtiofsd"),

@@ -1,14 +1,14 @@
 //! Giving a machine a runner that comes from elsewhere, as the resource agent of a cluster does.
 
-use super::create::DIRECTORY_MODE;
+use super::layout::DIRECTORY_MODE;
 use super::layout::{Layout, Machine, remove_link, replace_link};
 use super::lock::MachineLock;
 use super::{ImperativeError, MachineName, nix};
 use program::place::Directory;
 use std::path::Path;
 
-/// Copies the closure of a runner from another store, which must have signed it. Until the machine refers to the runner,
-/// a temporary root keeps it.
+/// Copies the closure of a runner from another store, which must have signed it. Until the machine refers to the
+/// runner, a temporary root keeps it.
 ///
 /// # Errors
 /// Returns [`ImperativeError::NoProgram`] or [`ImperativeError::Program`] if Nix fails.

@@ -1,8 +1,8 @@
 //! `microvm clone`: creates a machine that continues the memory of a suspended one.
 
 use super::clone_arguments;
-use super::create::{DIRECTORY_MODE, discard, finish, publish, remove_directory};
-use super::layout::{Layout, Machine, replace_link};
+use super::create::{discard, finish, publish, remove_directory};
+use super::layout::{DIRECTORY_MODE, Layout, Machine, replace_link};
 use super::lock::MachineLock;
 use super::{ImperativeError, MachineName};
 use crate::hypervisor::clone_refusals;
@@ -13,8 +13,9 @@ use crate::launch::{Access, Launch};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::spec::{Hypervisor, MachineSpec};
+use crate::stamp::BorrowedIdentity;
 use crate::state::RuntimeDirectory;
-use crate::suspend::{BorrowedIdentity, ClonedState, SuspendError, copy_to_clone, is_inside_state_directory};
+use crate::suspend::{ClonedState, SuspendError, copy_to_clone, is_inside_state_directory};
 use crate::validate::CheckedSpec;
 use crate::volumes::{ImageLock, LockRequest, LockTime, VolumeError, lock_volumes};
 use nix::sys::stat::fstat;
@@ -270,9 +271,9 @@ impl CloneRequest<'_> {
     }
 }
 
-/// Gives a clone the image that the host has built for its original, which may be updated or deleted before the clone is
-/// started. `own` is the image in the original's state directory. Returns the lock on the images: until it is dropped,
-/// none is removed.
+/// Gives a clone the image that the host has built for its original, which may be updated or deleted before the clone
+/// is started. `own` is the image in the original's state directory. Returns the lock on the images: until it is
+/// dropped, none is removed.
 fn share_built(
     disks: StoreDisks<'_>,
     own: &Path,

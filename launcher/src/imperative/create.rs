@@ -1,6 +1,6 @@
 //! `microvm create`: creates a machine from a flake.
 
-use super::layout::{Layout, Machine, remove_link, rename};
+use super::layout::{DIRECTORY_MODE, Layout, Machine, remove_link, rename};
 use super::lock::MachineLock;
 use super::{BuildOutput, FlakeReference, ImperativeError, MachineName, nix};
 use program::place::{Directory, Place};
@@ -8,8 +8,6 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// The mode of a state directory, and of the directory that contains all of them.
-pub(super) const DIRECTORY_MODE: u32 = 0o755;
 /// The mode of the file that contains the flake reference.
 const FLAKE_MODE: u32 = 0o644;
 

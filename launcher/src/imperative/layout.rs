@@ -11,6 +11,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+/// The mode of a state directory, and of the directory that contains all of them.
+pub(super) const DIRECTORY_MODE: u32 = 0o755;
+
 /// The directories of a host.
 #[derive(Clone, Debug)]
 pub struct Layout {
@@ -139,8 +142,8 @@ impl Layout {
         Ok(())
     }
 
-    /// Removes the links to a new runner that a killed process had created in the machine's directory, but not yet renamed to
-    /// `current`. The caller holds the machine's lock.
+    /// Removes the links to a new runner that a killed process had created in the machine's directory, but not yet
+    /// renamed to `current`. The caller holds the machine's lock.
     pub(super) fn remove_unfinished_updates(&self, machine: &Machine) -> Result<(), ImperativeError> {
         let current = machine.current();
         let directory = current.parent().unwrap_or(&current);
@@ -256,8 +259,8 @@ impl Machine {
     /// Returns the flake that it is built from.
     ///
     /// # Errors
-    /// Returns [`ImperativeError::Declared`], [`ImperativeError::Clone`], [`ImperativeError::InstalledFromElsewhere`] or
-    /// [`ImperativeError::NoFlake`].
+    /// Returns [`ImperativeError::Declared`], [`ImperativeError::Clone`], [`ImperativeError::InstalledFromElsewhere`]
+    /// or [`ImperativeError::NoFlake`].
     pub fn flake(&self) -> Result<FlakeReference, ImperativeError> {
         if self.is_declared() {
             return Err(ImperativeError::Declared(self.name.to_string()));

@@ -1,6 +1,6 @@
 //! Locks that let only one process at a time create, update or delete a machine.
 
-use super::create::DIRECTORY_MODE;
+use super::layout::DIRECTORY_MODE;
 use super::{ImperativeError, Layout, MachineName};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
 
-/// The longest answer of a hypervisor to a request to connect to its guest: `OK` and a port.
+/// The maximum length of a hypervisor's answer to a request to connect to its guest: `OK` and a port.
 const MAX_ANSWER_BYTES: u64 = 64;
 
 /// The options of ssh that take a value: ssh(1).

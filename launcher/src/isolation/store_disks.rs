@@ -2,8 +2,8 @@
 //!
 //! `HASH.image` is the image of the plan with this SHA-256, and `NAME.link` is a symbolic link to the image of a
 //! machine. `NAME.HASH.saved` is a link to an image that the memory of a suspended machine may depend on: a guest fits
-//! only the file with which it was saved, not one that is built again. The directory belongs to the user of the image cache; no machine can access it, and each one sees its own
-//! image as a file that it can only read.
+//! only the file with which it was saved, not one that is built again. The directory belongs to the user of the image
+//! cache; no machine can access it, and each one sees its own image as a file that it can only read.
 
 use super::IsolationError;
 use crate::interruption::{Interrupted, Interruption};
@@ -46,8 +46,8 @@ impl<'host> StoreDisks<'host> {
         Self(directory)
     }
 
-    /// Records which image a machine uses, and returns its path. The image may still have to be built. A suspended machine
-    /// keeps its former image: its start may be refused, and the new runner taken back.
+    /// Records which image a machine uses, and returns its path. The image may still have to be built. A suspended
+    /// machine keeps its former image: its start may be refused, and the new runner taken back.
     ///
     /// # Errors
     /// Returns [`IsolationError::File`].
@@ -71,8 +71,8 @@ impl<'host> StoreDisks<'host> {
         Ok(self.0.join(name))
     }
 
-    /// Gives a clone the images of its original. Returns whether the original has one, and the lock on the links: until it
-    /// is dropped, no image is removed, so the clone must exist by then.
+    /// Gives a clone the images of its original. Returns whether the original has one, and the lock on the links: until
+    /// it is dropped, no image is removed, so the clone must exist by then.
     ///
     /// # Errors
     /// Returns [`IsolationError::File`].
@@ -271,7 +271,7 @@ mod tests {
         shared.remove_unused(|name| name == "worker.1", |_| true).unwrap();
         assert!(image.exists() && replaced.exists());
         assert_eq!(shared.assign("worker.1", &old, |_| true).unwrap(), image);
-        // It runs.
+        // The machine is running now.
         shared.remove_unused(|name| name == "worker.1", |_| false).unwrap();
         assert!(image.exists() && !replaced.exists());
         shared.remove_unused(|_| false, |_| false).unwrap();

@@ -126,7 +126,7 @@ fn a_unit_may_open_the_devices_in_its_root_directory_and_no_others() {
     };
     let plain = vec![device("/dev/kvm"), device("/dev/net/tun"), device("/dev/vhost-net"), host("/nix/store")];
     let tree = |entries| Tree { user_id: 65534, entries, volumes: Vec::new() };
-    assert_eq!(devices::devices_outside_template(&tree(plain.clone())), [""; 0], "the template allows these");
+    assert_eq!(device_rules::devices_outside_template(&tree(plain.clone())), [""; 0], "the template allows these");
     let further = vec![
         // These stand for a render node, a VFIO group or a block device; the last one does not exist.
         device("/dev/zero"),
@@ -138,10 +138,10 @@ fn a_unit_may_open_the_devices_in_its_root_directory_and_no_others() {
         host("/etc/passwd"),
         Entry::Secret("/dev/random".into()),
     ];
-    let rules = devices::devices_outside_template(&tree([plain, further].concat()));
+    let rules = device_rules::devices_outside_template(&tree([plain, further].concat()));
     assert_eq!(rules, ["/dev/zero", "/dev/full", "char-usb_device", "/dev/null"]);
     let unit = include_str!("../../../nixos-modules/host/services.nix");
-    for path in devices::TEMPLATE_DEVICES {
+    for path in tree::TEMPLATE_DEVICES {
         assert!(unit.contains(&format!("\"{path} rw\"")), "the template does not allow {path}");
     }
 }

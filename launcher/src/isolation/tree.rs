@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 const COMMON_DEVICES: [(&str, u64, u64); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-/// The devices for runners that do not declare what they need.
-const USUAL_DEVICES: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"];
+/// The devices that the unit template allows for every machine. None of them gives access to what belongs to other
+/// machines or users. A runner that does not declare what it needs gets them all.
+pub(super) const TEMPLATE_DEVICES: [&str; 4] = ["/dev/kvm", "/dev/net/tun", "/dev/vhost-net", "/dev/vhost-vsock"];
 
 /// Where libglvnd and Mesa of Nixpkgs look for drivers.
 const GRAPHICS_DRIVERS: &str = "/run/opengl-driver";
@@ -152,7 +153,7 @@ impl Tree {
         tree.bind(&inputs.runtime.join(inputs.name), "the runtime directory", Write::Yes, Missing::Refused);
         tree.bind(&inputs.runtime.join("host-facts.json"), "host facts", Write::No, Missing::Allowed);
         let Some(launch) = inputs.launch else {
-            tree.entries.extend(USUAL_DEVICES.map(PathBuf::from).map(Entry::Device));
+            tree.entries.extend(TEMPLATE_DEVICES.map(PathBuf::from).map(Entry::Device));
             return Ok(tree);
         };
         tree.add_devices(launch, inputs.sysfs);
@@ -172,8 +173,8 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Adds a file or directory of the host, unless it is in a directory that already contains it with the same access. In such
-    /// a directory, it may be a symbolic link of the machine's user, which root must not mount over.
+    /// Adds a file or directory of the host, unless it is in a directory that already contains it with the same access.
+    /// In such a directory, it may be a symbolic link of the machine's user, which root must not mount over.
     fn bind(&mut self, path: &Path, option: &str, write: Write, missing: Missing) {
         let contains = |entry: &Entry| match entry {
             Entry::Host(bound) => path.starts_with(&bound.path) && (bound.writable || write == Write::No),

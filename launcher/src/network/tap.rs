@@ -45,7 +45,7 @@ pub fn make_ready(tap: &TapNeed, owner: Uid) -> Result<InterfaceState, NetworkEr
 ///
 /// # Errors
 /// Returns [`NetworkError`].
-pub fn give(tap: &TapNeed, owner: Uid) -> Result<(), NetworkError> {
+pub fn set_owner(tap: &TapNeed, owner: Uid) -> Result<(), NetworkError> {
     create(tap, owner)
 }
 

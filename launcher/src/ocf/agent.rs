@@ -10,6 +10,7 @@ use crate::launch::{Access, Launch, VolumeNeed};
 use crate::run::clean_up_stopped;
 use crate::shutdown::{StopTarget, end_start, stop};
 use crate::state::{Activity, MachineState, RuntimeDirectory, StartRequest};
+use crate::suspend::is_suspended;
 use crate::volumes::{ImageLock, LockRequest, LockTime, VolumeError, lock_volumes};
 use program::child::{OnParentDeath, prepare};
 use program::escape::one_line;
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant};
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// The file in the state directory that receives the messages of a machine that runs without a service.
 const LOG: &str = "microvm.log";
-/// The most errors of a failed start that are reported.
+/// The maximum number of errors of a failed start that are reported.
 const MAX_ERRORS: usize = 4;
 /// How long a guest may take to boot before a monitor of depth 10 fails: a busy host is slow, and a machine that is
 /// stopped while it boots never gets ready.
@@ -103,8 +104,8 @@ impl<'run> Agent<'run> {
         Ok(state_of(&self.machine(), &self.runtime)?)
     }
 
-    /// Returns the state, unless the user of a service has recorded it: that user must not choose what root locks, signals
-    /// or asks.
+    /// Returns the state, unless the user of a service has recorded it: that user must not choose what root locks,
+    /// signals or asks.
     fn own_state(&self) -> Result<Option<MachineState>, AgentError> {
         if self.service().is_none() {
             return self.state().map(Some);
@@ -401,7 +402,8 @@ impl<'run> Agent<'run> {
         if let Some(launch) = &launch {
             let process = running.map(|running| running.hypervisor);
             let console_socket = running.and_then(|running| running.console_socket.clone());
-            stop(&StopTarget { launch, process, console_socket }, for_guest, &mut message)?;
+            let target = StopTarget { launch, process, console_socket, is_saved: is_suspended(launch) };
+            stop(&target, for_guest, &mut message)?;
         }
         let supervisor = running.and_then(|running| running.supervisor);
         Ok(clean_up_stopped(&state, launch.as_ref(), supervisor)?)
@@ -514,8 +516,8 @@ impl Messages {
     }
 }
 
-/// Returns the last errors, each of them once, in their order. The guest's output is among the messages, and may contain
-/// anything.
+/// Returns the last errors, each of them once, in their order. The guest's output is among the messages, and may
+/// contain anything.
 fn last_errors(text: &str) -> Option<String> {
     let mut errors = Vec::new();
     for error in text.lines().rev().filter_map(|line| line.strip_prefix("error: ")).map(one_line) {

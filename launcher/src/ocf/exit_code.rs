@@ -11,8 +11,8 @@ use crate::volumes::VolumeError;
 use std::io;
 use std::path::PathBuf;
 
-/// An exit code of the resource agent API 1.1. The codes 8 and 9 are for resources that are promoted, which machines are
-/// not.
+/// An exit code of the resource agent API 1.1. The codes 8 and 9 are for resources that are promoted, which machines
+/// are not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitCode {
     /// `OCF_SUCCESS`: done, or the machine runs.
@@ -139,7 +139,7 @@ pub enum AgentError {
     #[error("cannot parse the request of the other node: {0}")]
     BadRequest(String),
     /// The machine that another node offers is not the cluster's, or cannot come now.
-    #[error("the machine is not received: {0}")]
+    #[error("cannot receive the machine: {0}")]
     Refused(String),
     /// A system call failed.
     #[error("{action}: {source}")]

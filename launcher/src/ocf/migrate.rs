@@ -17,7 +17,7 @@ use crate::path::HostPath;
 use crate::run::clean_up_stopped;
 use crate::shutdown::{StopTarget, stop};
 use crate::state::StartRequest;
-use crate::suspend::{AfterSave, SuspendedState, suspend};
+use crate::suspend::{AfterSave, SuspendedState, is_suspended, suspend};
 use nix::unistd::geteuid;
 use program::child::{OnParentDeath, prepare};
 use program::escape::one_line;
@@ -193,7 +193,8 @@ impl Agent<'_> {
         let process = running.as_ref().map(|running| running.hypervisor);
         // Kept until the supervisor has ended, which `clean_up_stopped` waits for.
         let _request = process.map(|hypervisor| state.request_stop(hypervisor));
-        let target = StopTarget { launch: &launch, process, console_socket: None };
+        let is_saved = is_suspended(&launch);
+        let target = StopTarget { launch: &launch, process, console_socket: None, is_saved };
         stop(&target, Duration::ZERO, &mut |_| {})?;
         Ok(clean_up_stopped(&state, Some(&launch), running.and_then(|running| running.supervisor))?)
     }

@@ -2,13 +2,11 @@
 //! environment variable `OCF_RESKEY_` followed by its name.
 
 use crate::name::MachineName;
+use program::input::MAX_SECONDS;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
-
-/// A year: no guest takes longer to shut down, and the clock does not overflow.
-const MAX_SECONDS: u64 = 31_536_000;
 
 /// The standard, the provider and the name of the resource agent in the cluster's configuration.
 pub const AGENT: [&str; 3] = ["ocf", "microvm", "MicroVM"];

@@ -23,7 +23,7 @@ use crate::suspend::keeps_store_disk;
 use crate::volumes::{self, ImageLock, LockRequest, LockTime, VolumeError, VolumeLock, VolumeState};
 use nix::fcntl::{FcntlArg, fcntl};
 use program::child::pass_descriptors;
-use program::place::{Directory, Place, require_out_of_reach};
+use program::place::{Directory, Place, require_not_modifiable_by};
 use program::user::Identity;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -72,7 +72,7 @@ pub(super) fn trusted_program(launch: &Launch, program: &str, identity: Option<&
         find_program(&HostPath::from(program)).map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?
     };
     if let Some(identity) = identity {
-        require_out_of_reach(&path, identity)?;
+        require_not_modifiable_by(&path, identity)?;
     }
     Ok(path)
 }

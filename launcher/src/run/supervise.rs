@@ -3,8 +3,8 @@
 //! One loop polls all descriptors, and nothing in it blocks: separate threads write the output and ask the guest to
 //! stop. The loop sleeps while there are no events.
 
-use super::arrival::{Arrival, Arriving};
 use super::become_hypervisor::{command, unix_seconds};
+use super::incoming::{IncomingMachine, IncomingState};
 use super::output::OutputWriter;
 use super::{Prepared, RunError};
 use crate::console::ConsoleServer;
@@ -37,7 +37,8 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long to wait before asking a starting hypervisor again whether it runs; doubled up to [`MAX_STATUS_REQUEST_INTERVAL`].
+/// How long to wait before asking a starting hypervisor again whether it runs; doubled up to
+/// [`MAX_STATUS_REQUEST_INTERVAL`].
 const FIRST_STATUS_REQUEST_AFTER: Duration = Duration::from_millis(20);
 const MAX_STATUS_REQUEST_INTERVAL: Duration = Duration::from_secs(1);
 /// The size of the input queue. While it is full, nothing is read from the clients.
@@ -71,7 +72,7 @@ struct Supervised {
     /// Becomes readable once the hypervisor responds on its control socket.
     hypervisor_runs: Option<UnixStream>,
     /// The machine that is loaded instead of booted.
-    arriving: Option<Arriving>,
+    incoming_machine: Option<IncomingMachine>,
     /// Whether the guest has reported that it is about to power off or reboot.
     guest_is_ending: bool,
     /// The signal that started the stop.
@@ -101,7 +102,9 @@ impl Supervised {
         interests.extend(self.listener.iter().flat_map(|listener| listener.interests(now)));
         interests.extend(self.manager.interest());
         interests.extend(self.hypervisor_runs.iter().map(|stream| (stream.as_fd(), PollFlags::POLLIN)));
-        interests.extend(self.arriving.iter().map(|arriving| (arriving.descriptor(), PollFlags::POLLIN)));
+        interests.extend(
+            self.incoming_machine.iter().map(|incoming_machine| (incoming_machine.descriptor(), PollFlags::POLLIN)),
+        );
         let own = [self.console.server.deadline(), self.listener.as_ref().and_then(|listener| listener.deadline(now))];
         let deadline = own.into_iter().flatten().chain(deadline).min();
         let timeout = deadline.map_or(PollTimeout::NONE, |time| {
@@ -117,7 +120,7 @@ impl Supervised {
 
 impl Supervisor<'_> {
     /// Runs the machine until it ends. Loads a suspended one first.
-    pub(super) fn run(self, mut prepared: Prepared, arrival: Option<Arrival>) -> Result<(), RunError> {
+    pub(super) fn run(self, mut prepared: Prepared, incoming: Option<IncomingState>) -> Result<(), RunError> {
         let messages = self.messages.clone();
         let manager = ServiceManager::of_environment().unwrap_or_else(|error| {
             messages.push_line(&format!("cannot notify the service manager: {error}"));
@@ -139,9 +142,9 @@ impl Supervisor<'_> {
             console: Console::new(server, master),
             side_processes,
             listener,
-            hypervisor_runs: arrival.is_none().then(|| self.check_that_it_runs(&manager)).flatten(),
-            arriving: arrival
-                .map(|arrival| Arriving::start(arrival, self.launch, machine.hypervisor, locks))
+            hypervisor_runs: incoming.is_none().then(|| self.check_that_it_runs(&manager)).flatten(),
+            incoming_machine: incoming
+                .map(|incoming| IncomingMachine::start(incoming, self.launch, machine.hypervisor, locks))
                 .transpose()?,
             manager,
             machine,
@@ -169,14 +172,14 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Returns how a machine has ended that nothing has stopped.
+    /// Returns how a machine ended that nobody stopped.
     fn outcome(&self, end: End, supervised: Supervised, began: Instant) -> Result<(), RunError> {
         let status = match end {
             End::Exited(status) => status,
             End::NotArrived(error) => return Err(error),
         };
-        if let Some(arriving) = supervised.arriving {
-            return Err(arriving.refusal().unwrap_or_else(|| self.failed(status, began)));
+        if let Some(incoming_machine) = supervised.incoming_machine {
+            return Err(incoming_machine.refusal().unwrap_or_else(|| self.failed(status, began)));
         }
         if is_suspended(self.launch) {
             return Ok(());
@@ -301,12 +304,14 @@ impl Supervisor<'_> {
 
     /// Reports a machine that was resumed or has migrated. Fails if its hypervisor could not load it.
     fn finish_arrival(&self, supervised: &mut Supervised) -> Result<(), RunError> {
-        let Some(arriving) = supervised.arriving.take_if(|arriving| is_readable(arriving.descriptor())) else {
+        let Some(incoming_machine) =
+            supervised.incoming_machine.take_if(|incoming_machine| is_readable(incoming_machine.descriptor()))
+        else {
             return Ok(());
         };
-        let Some(arrived) = arriving.result() else { return Ok(()) };
+        let Some(arrived) = incoming_machine.result() else { return Ok(()) };
         arrived?;
-        let (text, finished) = arriving.finish(self.launch);
+        let (text, finished) = incoming_machine.finish(self.launch);
         supervised.message(&text);
         if let Err(error) = finished {
             supervised.message(&error.to_string());
@@ -365,7 +370,8 @@ impl Supervisor<'_> {
         let console_socket = supervised.machine.console_socket.clone();
         let messages = supervised.messages.clone();
         thread::spawn(move || {
-            let target = StopTarget { launch: &launch, process: Some(process), console_socket };
+            let is_saved = is_suspended(&launch);
+            let target = StopTarget { launch: &launch, process: Some(process), console_socket, is_saved };
             let mut message = |text: &str| messages.push_line(text);
             if let Err(error) = stop(&target, timeout, &mut message) {
                 message(&error.to_string());

@@ -77,7 +77,7 @@ fn qemu(directory: &Path, obeys: &'static str, pid: i32) -> std::sync::mpsc::Rec
 
 fn stop_quietly(launch: &Launch, process: Option<ProcessIdentity>, timeout: Duration) -> (Stopped, Vec<String>) {
     let mut messages = Vec::new();
-    let target = StopTarget { launch, process, console_socket: None };
+    let target = StopTarget { launch, process, console_socket: None, is_saved: false };
     let stopped = stop(&target, timeout, &mut |text| messages.push(text.to_owned())).unwrap();
     (stopped, messages)
 }
@@ -367,7 +367,7 @@ fn a_guest_shuts_down_although_another_client_holds_the_control_socket_for_a_whi
     let launch = launch(directory.path());
     let (stopped, messages) = std::thread::scope(|scope| {
         let (sender, receiver) = std::sync::mpsc::channel();
-        let target = StopTarget { launch: &launch, process: Some(identity), console_socket: None };
+        let target = StopTarget { launch: &launch, process: Some(identity), console_socket: None, is_saved: false };
         let stopping = scope.spawn(move || {
             let mut messages = Vec::new();
             let stopped = stop(&target, Duration::from_secs(300), &mut |text| {

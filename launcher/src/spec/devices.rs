@@ -44,7 +44,7 @@ pub struct QemuDevice {
     /// The device's identifier.
     #[serde(default)]
     pub id: Option<String>,
-    /// The guest's bus that it is attached to.
+    /// The guest's bus to which the device is attached.
     #[serde(default)]
     pub bus: Option<String>,
     /// Additional device properties in qemu's syntax, passed unchanged.

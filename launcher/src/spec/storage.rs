@@ -27,15 +27,15 @@ pub struct StoreDisk {
     /// Whether to bypass the host's page cache (direct I/O).
     #[serde(default)]
     pub direct: bool,
-    /// Whether the image builder serves the disk of `plan` from the host's store while the machine runs. No image is built.
-    /// The guest sees an EROFS with the serial number `nix-store`.
+    /// Whether the image builder serves the disk of `plan` from the host's store while the machine runs. No image is
+    /// built. The guest sees an EROFS with the serial number `nix-store`.
     #[serde(default)]
     pub live: bool,
     /// How the guest reads the disk.
     #[serde(default)]
     pub transport: StoreTransport,
-    /// Whether the image is sealed with dm-verity. The launcher reads the root hash from `IMAGE.verity.json` at the start and
-    /// passes it to the guest as the kernel parameter `microvm.store_verity=ROOT_HASH:HASH_OFFSET_BYTES`.
+    /// Whether the image is sealed with dm-verity. The launcher reads the root hash from `IMAGE.verity.json` at the
+    /// start and passes it to the guest as the kernel parameter `microvm.store_verity=ROOT_HASH:HASH_OFFSET_BYTES`.
     #[serde(default)]
     pub verity: bool,
 }
@@ -134,15 +134,15 @@ pub struct Share {
     /// The protocol.
     #[serde(default)]
     pub proto: ShareProtocol,
-    /// The name with which the guest mounts it.
+    /// The name by which the guest mounts it.
     pub tag: String,
     /// The directory on the host.
     pub source: HostPath,
     /// The virtiofs daemon's socket; null means `NAME-virtiofs-TAG.sock` in the state directory.
     #[serde(default)]
     pub socket: Option<HostPath>,
-    /// A list of store paths, one per line, for a share of a store: the guest sees only these. `microvm share-path` adds
-    /// others while the machine runs. Null means everything in `source`.
+    /// A list of store paths, one per line, for a share of a store: the guest sees only these. `microvm share-path`
+    /// adds others while the machine runs. Null means everything in `source`.
     #[serde(default)]
     pub closure: Option<HostPath>,
     /// Where the guest mounts it.

@@ -1,5 +1,5 @@
-//! The user who records a machine. Under the host module, each machine has a user of its own, which writes the records in
-//! its runtime directory. They name sockets, directories and processes, so root must not act on them with its own
+//! The user who records a machine. Under the host module, each machine has a user of its own, which writes the records
+//! in its runtime directory. They name sockets, directories and processes, so root must not act on them with its own
 //! privileges: it would send requests to other machines, or remove other users' files.
 
 use super::{LAUNCH, MachineState, PROCESS, ProcessIdentity, RunningMachine, STARTING, StateError};
@@ -33,7 +33,7 @@ impl MachineState {
         Ok(owners.into_iter().find(|owner| !owner.is_root()).map(identity_of))
     }
 
-    /// Makes the directory of the records root's own if root has started the machine that runs. Release 0.1 left the
+    /// Gives the directory of the records to root if root started the running machine. Release 0.1 left the
     /// directory to the user of the machine's service, so root would become that user, which cannot stop the machine.
     ///
     /// # Errors
@@ -49,15 +49,16 @@ impl MachineState {
             return Ok(());
         }
         let place = |name: &str| directory.try_clone().map(|directory| directory.place(name)).map_err(failed);
-        // Only root can have written these files, and the user can have replaced them only by older ones of this machine.
+        // Only root can have written these files, and the user can have replaced them only with older ones of this
+        // machine.
         for name in [PROCESS, LAUNCH] {
             let record = place(name)?.stat().map_err(failed)?;
             if !record.is_some_and(|record| record.st_uid == 0 && record.st_nlink == 1) {
                 return Ok(());
             }
         }
-        // The user can replace the files until the directory is root's own. Code that uses them afterwards must read them
-        // again, and ask who has recorded the machine.
+        // The user can replace the files until the directory is root's own. Code that uses them afterwards must read
+        // them again, and ask who has recorded the machine.
         let Some((text, writer)) = place(PROCESS)?.read().map_err(failed)? else { return Ok(()) };
         let Ok(machine) = serde_json::from_slice::<RunningMachine>(&text) else { return Ok(()) };
         let is_roots = |process: &ProcessIdentity| process.is_alive() && process.user().is_ok_and(Uid::is_root);
@@ -77,8 +78,8 @@ fn identity_of(user: Uid) -> Identity {
     named.unwrap_or_else(|| Identity::of_ids(user.as_raw(), group.as_raw()))
 }
 
-/// Makes the directory of the records root's own, if this process is root: another user could replace the records of the
-/// machine that root starts. A service creates the directory again for its machine's user.
+/// Makes the directory of the records root's own, if this process is root: another user could replace the records of
+/// the machine that root starts. A service creates the directory again for its machine's user.
 pub(super) fn own_records(directory: &Directory) -> io::Result<()> {
     if geteuid().is_root() && !directory.owner()?.is_root() {
         directory.give_to(&Identity::of_ids(0, 0))?;

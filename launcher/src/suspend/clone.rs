@@ -1,11 +1,12 @@
 //! Copying a suspended machine, with the files in its state directory, to the state directory of a clone.
 
 use super::files::SuspendedState;
-use super::stamp::BorrowedIdentity;
-use super::{Stamp, SuspendError, files};
+use super::{SuspendError, files};
 use crate::interruption::Interruption;
 use crate::launch::{Access, Launch, seal_of};
 use crate::path::HostPath;
+use crate::stamp::BorrowedIdentity;
+use crate::stamp::Stamp;
 use crate::volumes::{CopyError, CopyOwner, copy};
 use nix::fcntl::OFlag;
 use nix::libc::{S_IFDIR, S_IFMT};

@@ -1,9 +1,10 @@
 //! The directory of a suspended machine. Root reaches its files by descriptors only, because it belongs to the machine's
 //! user.
 
-use super::{Stamp, SuspendError};
+use super::SuspendError;
 use crate::launch::{COMPLETE, INCOMPLETE, Launch, REFUSED, SAVED_FILE, STAMP, suspended_directory};
 use crate::path::HostPath;
+use crate::stamp::Stamp;
 use nix::fcntl::OFlag;
 use nix::libc::{S_IFDIR, S_IFMT, S_IFREG};
 use program::place::{Directory, Place, descriptor_path};

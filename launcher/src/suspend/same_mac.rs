@@ -1,8 +1,9 @@
 //! Guests with the same MAC addresses on one network. The guest of a clone keeps the addresses of the original until it
 //! boots: they are in its memory, and no hypervisor can change them there.
 
-use super::{Stamp, SuspendedState};
+use super::SuspendedState;
 use crate::launch::Launch;
+use crate::stamp::Stamp;
 use crate::state::{MachineState, RuntimeDirectory};
 use std::fs;
 use std::path::Path;

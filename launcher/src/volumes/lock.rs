@@ -1,4 +1,5 @@
-//! Locks on volumes: while one machine writes to a volume, no other one can use it. Machines that only read it share a lock.
+//! Locks on volumes: while one machine writes to a volume, no other one can use it. Machines that only read it share a
+//! lock.
 //!
 //! The lock is a lock of an open file description (`F_OFD_SETLK` in fcntl(2)). The hypervisor inherits the descriptor,
 //! so the lock survives exec, and the kernel releases it when the last process that holds the descriptor has ended for
@@ -9,11 +10,13 @@
 //! hard links, and images in a directory that this user cannot write to are locked by their numbers, in `.volume-locks`
 //! in the runtime directory.
 //!
-//! The lock file has a name, and an image can get further names at any time: a hard link that is made while a machine runs
-//! has another lock file. Therefore the image itself is locked too, with flock(2), which does not conflict with the locks of
-//! qemu and cloud-hypervisor. crosvm locks its images in the same way, so for crosvm the lock is only tried.
+//! The lock file has a name, and an image can get further names at any time: a hard link that is made while a machine
+//! runs has another lock file. Therefore the image itself is locked too, with flock(2), which does not conflict with
+//! the locks of qemu and cloud-hypervisor. crosvm locks its images in the same way, so for crosvm the lock is only
+//! tried.
 //!
-//! A reader may not be able to create the lock file, for example on a read-only file system. It then reads without a lock.
+//! A reader may not be able to create the lock file, for example on a read-only file system. It then reads without a
+//! lock.
 
 use super::loop_device::{devices_of, shown_file};
 use super::same_file::{File as SameFile, file_at};
@@ -110,8 +113,8 @@ impl VolumeLock {
         self.file.as_raw_fd()
     }
 
-    /// Locks the file, unless that is done already. The processes that have inherited the descriptor hold the lock as well,
-    /// because it belongs to the open file description.
+    /// Locks the file, unless that is done already. The processes that have inherited the descriptor hold the lock as
+    /// well, because it belongs to the open file description.
     ///
     /// # Errors
     /// Returns [`VolumeError::InUse`] or [`VolumeError::Lock`]. It can be called again then.
@@ -318,7 +321,7 @@ fn lock_image(
     let Some(stat) = stat else { return Ok(Vec::new()) };
     let is_written = access == Access::ReadWrite;
     match stat.st_mode & S_IFMT {
-        // A claim is one of this host. Therefore a machine that migrates to this host claims the device at once, too.
+        // A claim is local to a host, so a machine that migrates to this host claims the device at once, too.
         S_IFBLK if is_written => {
             let shown = lock_shown_file(&stat, path)?;
             Ok(claim_device(place, &stat, path)?.into_iter().chain(shown).collect())
@@ -474,8 +477,8 @@ fn lock_to_write(
     VolumeLock::of_lock_file(file, F_WRLCK, (image, lock), request)
 }
 
-/// Records the owner of the lock in the lock file, for the error of others. On a full disk, the machine starts without that:
-/// the kernel has the lock.
+/// Records the owner of the lock in the lock file, for the error of others. On a full disk, the machine starts without
+/// that: the kernel has the lock.
 fn write_owner(file: &mut File, machine: &str) -> io::Result<()> {
     match try_to_write_owner(file, machine) {
         Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Ok(()),
@@ -554,8 +557,8 @@ fn open_lock(lock: &Place, stat: Option<&FileStat>, owner: Option<&Identity>) ->
     Ok(file)
 }
 
-/// Refuses a file that is not a lock file, because its content will be replaced: another machine's volume, for example, with
-/// the name `a.lock` beside the volume `a`.
+/// Refuses a file that is not a lock file, because its content will be replaced: another machine's volume, for example,
+/// with the name `a.lock` beside the volume `a`.
 fn require_lock_file(file: &File) -> io::Result<()> {
     if file.metadata()?.len() <= MAX_HOLDER_BYTES {
         return Ok(());

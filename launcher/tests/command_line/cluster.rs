@@ -1,5 +1,5 @@
-//! `microvm cluster` with Pacemaker's real tools, which work on files without a running cluster. Only what needs a daemon
-//! that fails in a certain way is tested with substitutes of its tools.
+//! `microvm cluster` with Pacemaker's real tools, which work on files without a running cluster. Only what needs a
+//! daemon that fails in a certain way is tested with substitutes of its tools.
 
 use crate::{stderr, stdout};
 use launcher::cluster::runners::check_with_runners;
@@ -125,7 +125,7 @@ fn a_cluster_is_accepted_only_if_every_machine_survives_each_host() {
     assert_refused(
         &output,
         2,
-        "when host1 fails, no host can run it: it needs 600 MiB and 1 vCPUs; host2 has 100 MiB left; host3 has 500 MiB left",
+        "when host1 fails, no host can run it: it needs 600 MiB and 1 vCPU; host2 has 100 MiB left; host3 has 500 MiB left",
     );
     assert!(!stderr(&output).contains("when host3"), "{}", stderr(&output));
 

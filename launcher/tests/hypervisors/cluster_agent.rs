@@ -1,5 +1,5 @@
-//! The resource agent as Pacemaker runs it, for machines of the probe guest on qemu. Two nodes are two state directories
-//! and two runtime directories. `tests/cluster` runs it in a real cluster.
+//! The resource agent as Pacemaker runs it, for machines of the probe guest on qemu. Two nodes are two state
+//! directories and two runtime directories. `tests/cluster` runs it in a real cluster.
 
 #![expect(clippy::print_stdout, reason = "what ocf-tester prints is part of the result")]
 
@@ -65,8 +65,8 @@ impl Cluster {
         self.agent_in(self.on(node, self.machine.path("agent/MicroVM").to_str().unwrap()), action)
     }
 
-    /// The same, on a host that systemd runs. `systemctl` is a shell script in which `$1` is the verb, and `$state` a file
-    /// with the state of the machine's service.
+    /// The same, on a host that systemd runs. `systemctl` is a shell script in which `$1` is the verb, and `$state` a
+    /// file with the state of the machine's service.
     fn agent_under_systemd(&self, node: &str, action: &str, systemctl: &str) -> Command {
         let directory = self.machine.path("systemd");
         fs::create_dir_all(&directory).unwrap();
@@ -354,7 +354,7 @@ fn only_what_the_cluster_of_the_target_says_is_received() {
     let offer = cluster.offer(&runner);
     refused(&offer, "this node cannot ask its cluster");
     cluster.write_cluster("db", "live");
-    refused(&offer, "the machine is not received: the cluster has no machine web");
+    refused(&offer, "cannot receive the machine: the cluster has no machine web");
     cluster.write_cluster("web", "cold");
     refused(&offer, "the cluster does not migrate web live");
     cluster.write_cluster("web", "live");

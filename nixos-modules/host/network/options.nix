@@ -69,7 +69,7 @@ let
           type = types.str;
           default = "${name}.internal";
           defaultText = literalExpression ''"''${name}.internal"'';
-          description = "The DNS domain of the machines: a machine is `NAME` and `NAME.DOMAIN`.";
+          description = "The DNS domain of the machines: a machine can be reached as `NAME` and `NAME.DOMAIN`.";
         };
         leases = mkOption {
           type = types.attrsOf (types.submodule lease);

@@ -26,7 +26,7 @@ let
         bus = mkOption {
           type = types.nullOr types.str;
           default = null;
-          description = "qemu: the bus it is attached to.";
+          description = "qemu: the bus to which the device is attached.";
         };
         deviceExtraArgs = mkOption {
           type = types.nullOr types.str;

@@ -144,7 +144,7 @@ in
         default = null;
         apply = cid: if cid == "auto" then derived.vsockCid machine else cid;
         description = ''
-          The vsock address (CID) of the guest, at least 3; with null there is no vsock. With "auto", it is derived from the machine's
+          The vsock address (CID) of the guest, at least 3; null means no vsock device. With "auto", it is derived from the machine's
           name. Reading the option returns the number.
         '';
       };

@@ -37,7 +37,7 @@ let
       mountPoint = mkOption {
         type = types.nullOr types.path;
         default = null;
-        description = "Where the guest mounts the volume; with null it does not.";
+        description = "Where the guest mounts the volume; null means that it is not mounted.";
       };
       autoCreate = mkOption {
         type = types.bool;

@@ -185,22 +185,22 @@ fn root_refuses_to_run_a_program_that_the_machines_user_can_replace() {
     for name in ["state/script", "etc/script"] {
         fs::write(host.path(name), "#!/bin/sh").unwrap();
     }
-    require_out_of_reach(&host.path("etc/script"), &nobody).unwrap();
-    let error = require_out_of_reach(&host.path("state/script"), &nobody).unwrap_err().to_string();
+    require_not_modifiable_by(&host.path("etc/script"), &nobody).unwrap();
+    let error = require_not_modifiable_by(&host.path("state/script"), &nobody).unwrap_err().to_string();
     assert!(error.contains("root does not run it, because nobody can change"), "{error}");
     symlink(host.path("state/script"), host.path("etc/link")).unwrap();
-    require_out_of_reach(&host.path("etc/link"), &nobody).unwrap_err();
+    require_not_modifiable_by(&host.path("etc/link"), &nobody).unwrap_err();
     // The user could point a link in the own directory to another program after the check.
     host.link("etc/script", "state/link");
     symlink(host.path("etc/script"), host.path("state/roots-link")).unwrap();
     for link in ["state/link", "state/roots-link", "etc/../state/link"] {
-        let error = require_out_of_reach(&host.path(link), &nobody).unwrap_err().to_string();
+        let error = require_not_modifiable_by(&host.path(link), &nobody).unwrap_err().to_string();
         assert!(error.contains("root does not run it, because nobody can change"), "{link}: {error}");
     }
     symlink(host.path("etc/script"), host.path("etc/good-link")).unwrap();
-    require_out_of_reach(&host.path("etc/good-link"), &nobody).unwrap();
+    require_not_modifiable_by(&host.path("etc/good-link"), &nobody).unwrap();
     fs::set_permissions(host.path("etc"), fs::Permissions::from_mode(0o777)).unwrap();
-    require_out_of_reach(&host.path("etc/script"), &nobody).unwrap_err();
+    require_not_modifiable_by(&host.path("etc/script"), &nobody).unwrap_err();
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use crate::erofs::format::{MAGIC, SUPERBLOCK_BYTES, SUPERBLOCK_OFFSET, compatible, superblock_checksum};
 use crate::image::{ImageError, ImageSource, Part, TakeLe};
+use program::plural::counted;
 
 /// Block sizes that Linux can mount: 512 bytes to 64 KiB, the largest page.
 const BLOCK_BITS: std::ops::RangeInclusive<u8> = 9..=16;
@@ -35,7 +36,7 @@ impl ErofsSuperblock {
         let not_erofs = |reason: String| ImageError::NotErofs { reason };
         let mut bytes = [0; SUPERBLOCK_BYTES as usize];
         if source.length_bytes() < SUPERBLOCK_OFFSET + SUPERBLOCK_BYTES {
-            return Err(not_erofs(format!("it has only {} bytes", source.length_bytes())));
+            return Err(not_erofs(format!("it has only {}", counted(source.length_bytes(), "byte"))));
         }
         read(source, &mut bytes, SUPERBLOCK_OFFSET)?;
         let Some((magic, checksum, superblock, extra_devices)) = parse(&bytes) else {

@@ -1,7 +1,6 @@
 //! `microvm cluster check`, `generate` and `apply`: from `cluster.json` to the configuration of a cluster.
 
 use super::{failure, read_checked};
-use crate::cli::stop::MAX_SECONDS;
 use clap::ValueEnum;
 use launcher::cluster::CheckedCluster;
 use launcher::cluster::cib::configuration;
@@ -9,7 +8,7 @@ use launcher::cluster::corosync::corosync_conf;
 use launcher::cluster::operations::{Applied, ApplyOn, OperationError, apply as apply_cluster};
 use launcher::cluster::simulation::{Event, Placement, problems, simulate};
 use program::failure::{BAD_INPUT, Failure};
-use program::input::up_to;
+use program::input::{MAX_SECONDS, up_to};
 use program::output::{message, print, warn};
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -21,9 +20,9 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Check a cluster, and simulate the failure of each host
 ///
-/// Pacemaker's scheduler decides where the machines run: when all hosts run, when one of them fails, and when one is drained.
-/// The cluster is refused if a machine then has no host. No running cluster is needed, but the tools of Pacemaker and the
-/// machines' runners are.
+/// Pacemaker's scheduler decides where the machines run if all hosts are up, if one of them fails, and if one is
+/// drained. The cluster is refused if a machine would have no host. The command needs Pacemaker's tools and the
+/// machines' runners, but no running cluster.
 #[derive(clap::Args)]
 pub(crate) struct CheckArguments {
     /// The cluster, a JSON file; `-` is standard input
@@ -53,16 +52,16 @@ enum Generated {
 
 /// Configure the running cluster
 ///
-/// Machines, fence devices, capacities of hosts and constraints of the file replace those that were applied before.
-/// Everything else in the configuration is kept. Nothing happens if the same file was applied last.
+/// The machines, fence devices, host capacities and constraints in the file replace those applied before.
+/// Everything else in the configuration is kept. Nothing happens if this file was the last one applied.
 #[derive(clap::Args)]
 pub(crate) struct ApplyArguments {
     /// The cluster, a JSON file; `-` is standard input
     file: PathBuf,
-    /// Do nothing except on the cluster's coordinator, so that all hosts can run this
+    /// Do nothing unless this host is the cluster's coordinator, so that all hosts can run the command
     #[arg(long)]
     on_coordinator: bool,
-    /// How long to wait until the hosts have elected a coordinator and have quorum, in seconds
+    /// How long to wait, in seconds, until the hosts have elected a coordinator and have quorum
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = up_to::<MAX_SECONDS>)]
     wait: u64,
 }

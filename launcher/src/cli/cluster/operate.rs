@@ -1,10 +1,9 @@
 //! The commands that change a running cluster.
 
 use super::failure;
-use crate::cli::stop::MAX_SECONDS;
 use launcher::cluster::operations::{self, OperationError, Wait};
 use program::failure::Failure;
-use program::input::up_to;
+use program::input::{MAX_SECONDS, up_to};
 use program::output::{message, warn};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,9 +21,9 @@ pub(crate) struct PushArguments {
     runner: PathBuf,
 }
 
-/// Restart a machine from another runner
+/// Restart a machine with another runner
 ///
-/// All hosts that are online must have the runner: see `microvm cluster push`. The next host that takes over the machine
+/// All hosts that are online must have the runner: see `microvm cluster push`. A host that takes over the machine later
 /// uses it too. A change of the machine's memory, CPUs or volumes must be applied with `microvm cluster apply` instead.
 #[derive(clap::Args)]
 pub(crate) struct UpdateArguments {
@@ -53,7 +52,7 @@ pub(crate) struct MoveArguments {
 pub(crate) struct DrainArguments {
     /// The host
     node: String,
-    /// How long to wait until the machines have left, in seconds; 0 does not wait
+    /// How long to wait, in seconds, until the machines have left; 0 does not wait
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = up_to::<MAX_SECONDS>)]
     wait: u64,
 }
@@ -83,13 +82,13 @@ pub(crate) struct UnmanageArguments {
 
 /// Confirm that a failed host is off, so that its machines start elsewhere
 ///
-/// Use this only if the fence device has failed too, and you have switched the host off yourself. If the host still runs, two
-/// hosts write to the same volumes, which destroys them.
+/// Use this only if the fence device has failed too, and you have switched the host off yourself. If the host still
+/// runs, two hosts write to the same volumes, which destroys them.
 #[derive(clap::Args)]
 pub(crate) struct AckFenceArguments {
     /// The host
     node: String,
-    /// You have checked that the host is off
+    /// Confirm that you have checked that the host is off
     #[arg(long, required = true)]
     is_off: bool,
 }

@@ -1,6 +1,6 @@
 //! `microvm pci-setup|register|unregister SPEC`: prepares the host for a machine, and registers the machine.
 
-use super::failure;
+use crate::cli::host_machine::failure;
 use crate::cli::machine::failed;
 use crate::cli::spec_file::{SpecArguments, read};
 use launcher::imperative::{PciBus, register, unregister};
@@ -24,7 +24,7 @@ pub(crate) struct PciArguments {
 pub(crate) struct RegisterArguments {
     #[command(flatten)]
     spec: SpecArguments,
-    /// The machine's process [default: $MAINPID, as systemd sets it]
+    /// Process ID of the machine [default: $MAINPID, which systemd sets]
     #[arg(long, value_name = "PID", value_parser = program::input::whole_number::<u32>)]
     leader: Option<u32>,
 }

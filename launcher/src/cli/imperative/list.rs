@@ -1,6 +1,6 @@
 //! `microvm list`.
 
-use super::failure;
+use crate::cli::host_machine::failure;
 use launcher::imperative::{Evaluation, Layout, ListOptions, ListedActivity, Measurement, Row, UpdateState, list};
 use program::failure::Failure;
 use program::output::{colours_are_permitted, message, print};

@@ -1,6 +1,6 @@
 //! `microvm create|delete|prune`: the state directories of a host's machines.
 
-use super::{failure, name_of};
+use crate::cli::host_machine::{failure, name_of};
 use crate::cli::machine::failed;
 use launcher::imperative::{
     FlakeReference, Layout, Machine, MachineActivity, MachineName, Phase, create, delete, is_declared, removal,

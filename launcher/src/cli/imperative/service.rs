@@ -1,14 +1,11 @@
-//! `microvm start|restart|logs NAME`, and `run` and `stop` with the name of a host's machine.
+//! `microvm start|restart|logs NAME`.
 
-use super::{failure, name_of};
+use crate::cli::host_machine::{exec_program, failure, name_of};
 use launcher::imperative::{
-    ImperativeError, Layout, Machine, MachineActivity, MachineName, Phase, Service, ServiceState, runs_older_system,
+    ImperativeError, Layout, Machine, MachineActivity, MachineName, Service, runs_older_system,
 };
 use program::failure::Failure;
 use program::output::message;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::Command;
 
 /// Start machines of this host
 #[derive(clap::Args)]
@@ -88,48 +85,4 @@ pub(crate) fn logs(arguments: &LogsArguments) -> Result<(), Failure> {
     let layout = Layout::of_environment();
     layout.existing(&arguments.name).map_err(|error| failure(&error))?;
     Err(exec_program("journalctl", &mut Service::of(&arguments.name).journal(&arguments.options)))
-}
-
-/// Returns the machine of this host with that name, or `None` if the argument is a spec.
-fn machine_by_name(text: &Path) -> Option<Machine> {
-    let name = text.to_str().filter(|_| !text.exists()).and_then(|text| MachineName::new(text).ok())?;
-    Layout::of_environment().existing(&name).ok()
-}
-
-/// Runs a host's machine in this process instead of in its service. Returns only on failure, or if the argument
-/// is a spec.
-pub(in crate::cli) fn run_by_name(text: &Path, options: &[&str]) -> Option<Failure> {
-    let Some(machine) = machine_by_name(text) else {
-        // Otherwise the argument is a file, and opening it reports that it is missing.
-        let name = text.to_str().filter(|name| !text.exists() && *name != "-" && !name.ends_with(".json"))?;
-        let name = MachineName::new(name).ok()?;
-        return Layout::of_environment().existing(&name).err().map(|error| failure(&error));
-    };
-    match MachineActivity::of(&machine) {
-        Err(error) => return Some(failure(&error.into())),
-        Ok(activity) if activity.phase() != Phase::Stopped => {
-            return Some(failure(&ImperativeError::Running(machine.name.to_string())));
-        }
-        Ok(_) => {}
-    }
-    let runner = match machine.runner() {
-        Ok(runner) => runner,
-        Err(error) => return Some(failure(&error)),
-    };
-    let mut command = Command::new(runner.join("bin/microvm-run"));
-    command.args(options).current_dir(&machine.directory).env("MICROVM_NAME", machine.name.as_str());
-    Some(exec_program("microvm-run", &mut command))
-}
-
-/// Returns the service that runs or starts the machine with that name. If the machine were stopped in another way,
-/// systemd would restart it.
-pub(in crate::cli) fn active_service(name: &str) -> Option<Service> {
-    let name = MachineName::new(name).ok()?;
-    Layout::of_environment().existing(&name).ok()?;
-    Some(Service::of(&name)).filter(|service| service.state() != ServiceState::Inactive)
-}
-
-/// Executes a program in this process. Returns only on failure.
-pub(super) fn exec_program(program: &'static str, command: &mut Command) -> Failure {
-    failure(&ImperativeError::NoProgram { program, source: command.exec() })
 }

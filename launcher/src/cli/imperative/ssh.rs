@@ -1,7 +1,6 @@
 //! `microvm ssh`.
 
-use super::service::exec_program;
-use super::{failure, name_of};
+use crate::cli::host_machine::{exec_program, failure, name_of};
 use crate::cli::machine::failed;
 use launcher::imperative::{Layout, MachineName, connect_vsock, ssh_command};
 use program::failure::Failure;

@@ -1,11 +1,11 @@
 //! `microvm unit`: the tasks of the host module's units for a machine. All of them run as root, for a machine whose
 //! user is not trusted. Users do not need this command.
 
-use super::{failure, name_of};
+use crate::cli::host_machine::{failure, name_of};
 use crate::cli::machine::{failed, launch_of, watch_signals};
 use crate::cli::spec_file::{Overrides, read};
-use crate::cli::stop::MAX_SECONDS;
-use crate::cli::suspend::{continue_for_service, report_saved, same_mac_failure, save_for_service};
+use crate::cli::suspend::{continue_for_service, report_saved, save_for_service};
+use crate::cli::suspend_failure::same_mac_failure;
 use launcher::imperative::{Layout, MachineName, host_shuts_down};
 use launcher::interruption::Interruption;
 use launcher::isolation::{self, FORMER_USER, PathOnHost, STORE_DISKS, StateDirectory, StoreDisks, Tree, TreeInputs};
@@ -19,7 +19,7 @@ use launcher::store_disk;
 use launcher::suspend::{AfterSave, StartingGuest, SuspendedState, keeps_store_disk, require_own_macs};
 use nix::unistd::{Gid, Group, Uid, User, setgid, setgroups, setuid};
 use program::failure::Failure;
-use program::input::up_to;
+use program::input::{MAX_SECONDS, up_to};
 use program::output::{message, print_json};
 use program::user::Identity;
 use std::ffi::OsString;
@@ -386,7 +386,7 @@ fn make_store_disk(
     Ok(Some(image))
 }
 
-/// Whether something is saved of a machine. What it is depends on the machine's user, and matters only to its start.
+/// Whether a machine has saved state. Its user controls that state, and only its start reads it.
 fn may_be_suspended(machine: &launcher::imperative::Machine) -> bool {
     let directory = HostPath::new(machine.directory.to_string_lossy());
     let saved = SuspendedState::new(&directory, machine.name.as_str()).complete();
@@ -418,7 +418,7 @@ fn make_interfaces(needs: &Needs, program: &str, user_id: u32) -> Result<(), Net
     }
     for need in &needs.taps {
         match tap::make_ready(need, owner) {
-            Err(NetworkError::TapOwner { found, .. }) if found == FORMER_USER => tap::give(need, owner)?,
+            Err(NetworkError::TapOwner { found, .. }) if found == FORMER_USER => tap::set_owner(need, owner)?,
             made => drop(made?),
         }
     }
@@ -445,7 +445,7 @@ fn make_taps_of_others(starting: &Starting, arguments: &CallArguments) -> Result
             vnet_hdr: has("vnet_hdr"),
             queue_pairs: 1,
         };
-        tap::give(&need, Uid::from_raw(starting.user_id)).map_err(failed)?;
+        tap::set_owner(&need, Uid::from_raw(starting.user_id)).map_err(failed)?;
     }
     Ok(())
 }

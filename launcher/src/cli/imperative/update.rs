@@ -1,7 +1,7 @@
 //! `microvm update`.
 
 use super::service::require_service;
-use super::{failure, name_of};
+use crate::cli::host_machine::{failure, name_of};
 use launcher::imperative::{
     Booted, BuildOutput, ImperativeError, Layout, MachineName, Service, Updated, in_parallel, update,
 };
@@ -52,7 +52,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     summary.outcome()
 }
 
-/// Returns the machines that have a flake. The others are updated with the host or from another computer, or are clones.
+/// Returns the machines that have a flake. The others are updated with the host or from another computer, or are
+/// clones.
 fn names_of_all(layout: &Layout) -> Result<Vec<MachineName>, Failure> {
     let machines = layout.all().map_err(|error| failure(&error))?;
     let names: Vec<_> = machines

@@ -7,6 +7,7 @@ use crate::cluster::spec::{ClusterSpec, Machine, Timeouts};
 use crate::path::HostPath;
 use crate::spec::MachineSpec;
 use crate::validate::{self, CheckedSpec, DiskRole, InterfaceKind, check_across};
+use program::plural::counted;
 use std::collections::{BTreeMap, BTreeSet};
 
 const STORE: &str = "/nix/store";
@@ -168,8 +169,8 @@ fn check_timeouts(place: &str, timeouts: &Timeouts, findings: &mut Findings) {
     }
     let drain = timeouts.drain_seconds.unwrap_or_default();
     let reason = format!(
-        "must be less than `stop`, {} seconds, so that there is time to kill the hypervisor",
-        timeouts.stop_seconds
+        "must be less than `stop`, {}, so that there is time to kill the hypervisor",
+        counted(timeouts.stop_seconds, "second")
     );
     findings.unless(drain < timeouts.stop_seconds.max(1), format!("{place}.drain"), reason);
 }

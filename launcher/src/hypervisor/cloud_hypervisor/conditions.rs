@@ -2,8 +2,9 @@
 //! vmm/src/config.rs.
 
 use super::super::launch_builder::LaunchBuilder;
-use super::extra::{Item, OPTION, Pairs, pairs, text_of};
+use super::arguments::{Item, OPTION, Pairs, bytes, is_on, number, pairs, text, text_of};
 use crate::facts::Kvm;
+use program::plural::counted;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The options for devices, each of which can have an id and a PCI segment.
@@ -79,7 +80,10 @@ fn check_cpus(builder: &mut LaunchBuilder<'_>, cpus: &Pairs) {
     let boot = u64::from(builder.spec.vcpu);
     let most = number(cpus, "max").unwrap_or(boot);
     if most < boot {
-        builder.refuse(OPTION, format!("starts with vcpu = {boot} CPUs, so max={most} of --cpus is too few"));
+        builder.refuse(
+            OPTION,
+            format!("starts with the {} of vcpu, so max={most} of --cpus is too few", counted(boot, "CPU")),
+        );
     }
     if is_on(cpus, "kvm_hyperv") && builder.facts.kvm == Kvm::UsableSoftware {
         let reason = "cannot use kvm_hyperv=on of --cpus, because this host's KVM is emulated (kvm_pvm)";
@@ -183,18 +187,6 @@ fn devices(items: &[Item]) -> Vec<(&str, Pairs)> {
     items.flat_map(|item| item.values.iter().map(|value| (item.option.as_str(), pairs(value)))).collect()
 }
 
-fn text<'pairs>(pairs: &'pairs Pairs, key: &str) -> Option<&'pairs str> {
-    pairs.iter().find(|(name, _)| name == key).and_then(|(_, value)| value.as_deref())
-}
-
-fn number(pairs: &Pairs, key: &str) -> Option<u64> {
-    text(pairs, key)?.parse().ok()
-}
-
-fn is_on(pairs: &Pairs, key: &str) -> bool {
-    matches!(text(pairs, key), Some("on" | "true"))
-}
-
 /// Returns the numbers of a list such as `[0,2-4]`.
 fn integers(list: &str) -> BTreeSet<u64> {
     // More than any valid list has, so that a long range does not take long.
@@ -211,16 +203,4 @@ fn integers(list: &str) -> BTreeSet<u64> {
         }
     }
     numbers
-}
-
-/// Returns the number of bytes of a size such as `2M`.
-fn bytes(size: &str) -> Option<u64> {
-    let shift = match size.chars().last()? {
-        'K' => 10,
-        'M' => 20,
-        'G' => 30,
-        _ => 0,
-    };
-    let digits = if shift == 0 { size } else { &size[..size.len() - 1] };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }

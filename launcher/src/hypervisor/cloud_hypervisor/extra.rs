@@ -2,10 +2,9 @@
 //! options are merged key by key, replaced, or refused.
 
 use super::super::launch_builder::LaunchBuilder;
+use super::arguments::{self, Item, OPTION, Pairs, is_on, pairs, text_of};
 use super::conditions;
 use crate::path::HostPath;
-
-pub(super) const OPTION: &str = "cloudHypervisor.extraArgs";
 
 /// Options whose value consists of keys, which are merged with ours.
 const MERGED: [&str; 6] = ["--balloon", "--cpus", "--memory", "--platform", "--rng", "--vsock"];
@@ -55,21 +54,12 @@ impl Merged {
     }
 }
 
-/// An option and the words up to the next option.
-pub(super) struct Item {
-    pub(super) option: String,
-    pub(super) values: Vec<String>,
-}
-
-/// `key=value` in their order; a word without `=` has no value.
-pub(super) type Pairs = Vec<(String, Option<String>)>;
-
 /// Merges our arguments with the user's.
 pub(super) fn merge(builder: &mut LaunchBuilder<'_>, own: Vec<String>) -> Merged {
-    let mut items = items(&own);
+    let mut items = arguments::items(&own);
     let mut merged = Merged { items: Vec::new(), serial_is_ours: true, config_is_ours: true };
     let mut seen: Vec<String> = Vec::new();
-    for item in self::items(&builder.spec.sections.cloud_hypervisor.extra_args) {
+    for item in arguments::items(&builder.spec.sections.cloud_hypervisor.extra_args) {
         let once = MERGED.contains(&item.option.as_str()) || REPLACED.contains(&item.option.as_str());
         if once && seen.contains(&item.option) {
             builder.refuse(OPTION, format!("accepts {} only once, but it is given twice", item.option));
@@ -134,62 +124,12 @@ fn merge_value(builder: &mut LaunchBuilder<'_>, item: &Item, own: &str) -> Strin
     text_of(merged)
 }
 
-/// The inverse of [`pairs`].
-pub(super) fn text_of(pairs: Pairs) -> String {
-    let words = pairs.into_iter().map(|(key, value)| match value {
-        Some(value) => format!("{key}={value}"),
-        None => key,
-    });
-    words.collect::<Vec<_>>().join(",")
-}
-
 /// Removes `mergeable` if memory is shared or consists of huge pages, because Cloud Hypervisor refuses the combination.
 fn keep_pages_apart(builder: &mut LaunchBuilder<'_>, memory: &mut Pairs, item: &Item) {
-    let is_on =
-        |memory: &Pairs, key: &str| memory.iter().any(|(name, value)| name == key && value.as_deref() == Some("on"));
     if is_on(memory, "mergeable") && (is_on(memory, "shared") || is_on(memory, "hugepages")) {
-        if item.values.concat().contains("mergeable=on") {
+        if is_on(&pairs(&item.values.concat()), "mergeable") {
             builder.refuse(OPTION, "cannot merge the pages of shared memory or huge pages; leave `mergeable=on` out");
         }
         memory.retain(|(key, _)| key != "mergeable");
     }
-}
-
-/// Splits arguments into options and values. A value is the next words, or follows an equals sign.
-fn items(arguments: &[String]) -> Vec<Item> {
-    let mut items: Vec<Item> = Vec::new();
-    for argument in arguments {
-        match (argument.starts_with("--"), argument.split_once('='), items.last_mut()) {
-            (true, Some((option, value)), _) => {
-                items.push(Item { option: option.to_owned(), values: vec![value.to_owned()] });
-            }
-            (false, _, Some(item)) if !argument.starts_with('-') => item.values.push(argument.clone()),
-            _ => items.push(Item { option: argument.clone(), values: Vec::new() }),
-        }
-    }
-    items
-}
-
-/// Splits a value into its pairs. Commas inside quotes and brackets do not separate.
-pub(super) fn pairs(text: &str) -> Pairs {
-    let (mut parts, mut part, mut open, mut quoted) = (Vec::new(), String::new(), 0_i32, false);
-    for character in text.chars() {
-        match character {
-            '"' => quoted = !quoted,
-            '[' => open += 1,
-            ']' => open -= 1,
-            ',' if open == 0 && !quoted => {
-                parts.push(std::mem::take(&mut part));
-                continue;
-            }
-            _ => {}
-        }
-        part.push(character);
-    }
-    parts.push(part);
-    let pair = |part: String| match part.split_once('=') {
-        Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-        None => (part, None),
-    };
-    parts.into_iter().filter(|part| !part.is_empty()).map(pair).collect()
 }

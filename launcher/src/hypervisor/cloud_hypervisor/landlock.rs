@@ -2,8 +2,8 @@
 //! `--landlock-rules` name. This module adds rules for what it opens without a rule of its own, as of v54.
 
 use super::super::launch_builder::LaunchBuilder;
+use super::arguments::{Item, pairs};
 use super::config::LandlockRule;
-use super::extra::{Item, pairs};
 use crate::facts::{Landlock, Version};
 use crate::keyval::{Dialect, Options};
 use crate::launch::suspended_directory;
@@ -62,8 +62,8 @@ fn opened_without_rule(item: &Item) -> Vec<LandlockRule> {
     match item.option.as_str() {
         // It has a rule for the directory that the path names, and a name alone names none.
         "--vsock" if value("socket").is_some_and(|socket| !socket.contains('/')) => vec![rule(".".to_owned(), "w")],
-        // It reads tun_flags of the tap. It refuses rules for missing paths, and a tap in another network namespace than
-        // that of /sys is not found there.
+        // It reads tun_flags of the tap. It refuses rules for missing paths, and a tap in another network namespace
+        // than that of /sys is not found there.
         "--net" if value("tap").is_some() => vec![rule("/sys/devices/virtual/net".to_owned(), "r")],
         // Its rule for /dev/vfio/GROUP has the device's address in the place of the group.
         "--device" => {

@@ -5,7 +5,7 @@ use super::super::side_process::{TagProvider, live_store, share_view, virtiofsd}
 use super::extra;
 use super::machine::{Bus, Machine, own_id};
 use super::screen::Screen;
-use super::slots::{Place, Slots, describe_device};
+use super::slots::{Place, Slots};
 use crate::facts::Version;
 use crate::keyval::{Dialect, Options};
 use crate::launch::BridgeNeed;
@@ -239,8 +239,8 @@ impl Writer<'_, '_, '_> {
                 let helper = self.builder.spec.sections.qemu.bridge_helper.clone();
                 let tap = bridge_tap(&self.builder.spec.name, index, &interface.id);
                 if self.builder.facts.is_confined {
-                    // In a confined unit the helper cannot gain its privileges. Another unit has created the tap and added
-                    // it to the bridge.
+                    // In a confined unit the helper cannot gain its privileges. Another unit has created the tap and
+                    // added it to the bridge.
                     self.builder.need_tap(&tap, 1);
                     Options::new(Dialect::Qemu)
                         .word("tap")
@@ -323,7 +323,7 @@ impl Writer<'_, '_, '_> {
                 // Validated to contain only pairs that usb-host supports.
                 DeviceBus::Usb => Options::new(Dialect::Qemu).word("usb-host").word(&device.path),
             };
-            let words = describe_device(device);
+            let words = extra::describe_device(device);
             let bus = device.qemu.bus.as_deref().or(words.bus.as_deref());
             let place = match device.bus {
                 DeviceBus::Pci => self.slots.chosen(bus, words.address),

@@ -1,7 +1,7 @@
 //! The user's additions to qemu's command line: what they change about our arguments, and what is refused.
 
 use super::super::launch_builder::LaunchBuilder;
-use crate::spec::DeviceBus;
+use crate::spec::{Device, DeviceBus};
 
 /// The prefix of all ids that the launcher assigns. Ids of the user must not start with it.
 pub(super) const OWN_IDS: &str = "microvm-";
@@ -136,8 +136,13 @@ pub(super) fn enables_usb(builder: &LaunchBuilder<'_>) -> bool {
     of_spec.is_some_and(|value| is_on(Some(value))) || options(&qemu.extra_args).into_iter().any(by_option)
 }
 
+/// Returns the user's qemu properties of a host device.
+pub(super) fn describe_device(device: &Device) -> UserDevice {
+    device_words("devices".to_owned(), device.qemu.device_extra_args.as_deref().unwrap_or_default())
+}
+
 /// Parses a device's `deviceExtraArgs`.
-pub(super) fn device_words(option: String, text: &str) -> UserDevice {
+fn device_words(option: String, text: &str) -> UserDevice {
     UserDevice { driver: String::new(), ..UserDevice::read(&option, &format!("device,{text}")) }
 }
 

@@ -3,11 +3,11 @@
 
 use super::super::launch_builder::LaunchBuilder;
 use super::extra;
-use super::{screen, slots};
+use super::screen;
 use crate::facts::{Architecture, Kvm};
 use crate::keyval::{Dialect, Options};
 use crate::launch::KvmUse;
-use crate::spec::Accelerator;
+use crate::spec::{Accelerator, Device, DeviceBus};
 use crate::validate::DiskBackend;
 use program::escape::one_line;
 use std::collections::BTreeMap;
@@ -103,11 +103,25 @@ pub(super) fn choose(builder: &mut LaunchBuilder<'_>) -> Machine {
     Machine {
         bus: if is_microvm && !needs_pci { Bus::Mmio } else { Bus::Pci },
         has_keyboard: architecture == Architecture::X86_64,
-        own_pci_devices: slots::count_own(builder, virtio_devices),
+        own_pci_devices: count_own_pci_devices(builder, virtio_devices),
         pmem_bytes: pmem_bytes(builder),
         model,
         is_emulated,
     }
+}
+
+/// Returns the number of our PCI devices that need a slot of the root bus.
+fn count_own_pci_devices(builder: &LaunchBuilder<'_>, virtio_devices: usize) -> usize {
+    let spec = builder.spec;
+    let ports =
+        spec.sections.qemu.pcie_root_ports.iter().filter(|port| port.addr.is_none() && port.bus.is_none()).count();
+    let hosts = spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci);
+    let placed = |device: &&Device| {
+        let words = extra::describe_device(device);
+        device.qemu.bus.is_none() && words.bus.is_none() && words.address.is_none()
+    };
+    let usb = usize::from(spec.devices.iter().any(|device| device.bus == DeviceBus::Usb));
+    virtio_devices + ports + hosts.filter(placed).count() + usb
 }
 
 /// Refuses the user's machine options that conflict with ours.
@@ -293,7 +307,8 @@ fn machine_settings(builder: &LaunchBuilder<'_>, machine: &Machine) -> BTreeMap<
     set("mem-merge", "on");
     match machine.model.as_str() {
         "microvm" => {
-            // The kernel finds the devices through ACPI; with KVM, the legacy timer and interrupt controller only cost time.
+            // The kernel finds the devices through ACPI; with KVM, the legacy timer and interrupt controller only cost
+            // time.
             set("acpi", "on");
             set("pcie", if machine.bus == Bus::Pci { "on" } else { "off" });
             let legacy = if machine.is_emulated { "on" } else { "off" };

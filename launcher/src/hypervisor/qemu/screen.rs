@@ -44,7 +44,7 @@ pub(super) fn choose(builder: &mut LaunchBuilder<'_>) -> Screen {
 }
 
 fn check(builder: &mut LaunchBuilder<'_>, graphics: &CheckedGraphics) {
-    if graphics.view == View::Window && !builder.facts.desktop.has_windows() {
+    if graphics.view == View::Window && !builder.facts.desktop.has_desktop() {
         let reason = "opens a window, but neither $WAYLAND_DISPLAY nor $DISPLAY is set; \
                       start it from a graphical session, or set graphics.backend to \"headless\"";
         builder.refuse("graphics.backend", reason);

@@ -2,7 +2,7 @@
 //! that the user adds. qemu assigns the lowest free slot to those without an address.
 
 use super::super::launch_builder::LaunchBuilder;
-use super::extra::{self, UserDevice};
+use super::extra::{self, UserDevice, describe_device};
 use super::machine::{Bus, Machine};
 use crate::spec::DeviceBus;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -143,11 +143,6 @@ fn root_ports(builder: &LaunchBuilder<'_>) -> BTreeSet<String> {
     qemu.pcie_root_ports.iter().map(|port| port.id.clone()).chain(added.filter_map(|device| device.id)).collect()
 }
 
-/// Returns the user's qemu properties of a host device.
-pub(super) fn describe_device(device: &crate::spec::Device) -> UserDevice {
-    extra::device_words("devices".to_owned(), device.qemu.device_extra_args.as_deref().unwrap_or_default())
-}
-
 /// Returns all devices for which the user may have chosen an address.
 fn placed_by_user(builder: &LaunchBuilder<'_>) -> Vec<UserDevice> {
     let spec = builder.spec;
@@ -163,18 +158,4 @@ fn placed_by_user(builder: &LaunchBuilder<'_>) -> Vec<UserDevice> {
         users.push(UserDevice { option, bus: port.bus.clone(), address, ..UserDevice::default() });
     }
     users
-}
-
-/// Returns the number of our PCI devices that need a slot of the root bus.
-pub(super) fn count_own(builder: &LaunchBuilder<'_>, virtio_devices: usize) -> usize {
-    let spec = builder.spec;
-    let ports =
-        spec.sections.qemu.pcie_root_ports.iter().filter(|port| port.addr.is_none() && port.bus.is_none()).count();
-    let hosts = spec.devices.iter().filter(|device| device.bus == DeviceBus::Pci);
-    let placed = |device: &&crate::spec::Device| {
-        let words = describe_device(device);
-        device.qemu.bus.is_none() && words.bus.is_none() && words.address.is_none()
-    };
-    let usb = usize::from(spec.devices.iter().any(|device| device.bus == DeviceBus::Usb));
-    virtio_devices + ports + hosts.filter(placed).count() + usb
 }

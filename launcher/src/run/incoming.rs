@@ -1,4 +1,5 @@
-//! A machine that gets into its hypervisor in another way than by booting: it is resumed, or migrates from another host.
+//! A machine that gets into its hypervisor in another way than by booting: it is resumed, or migrates from another
+//! host.
 
 use super::RunError;
 use crate::control::{Condition, ControlError, Controller};
@@ -20,7 +21,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How a machine gets into its hypervisor.
 #[derive(Debug)]
-pub(super) enum Arrival {
+pub(super) enum IncomingState {
     /// It was suspended, and is loaded from files.
     Resumption(Resumption),
     /// Its hypervisor receives it from another host, which the resource agent of the cluster arranges.
@@ -28,17 +29,17 @@ pub(super) enum Arrival {
 }
 
 /// A machine that a thread waits for.
-pub(super) struct Arriving {
+pub(super) struct IncomingMachine {
     resumption: Option<Arc<Resumption>>,
     wakes: UnixStream,
     arrived: mpsc::Receiver<Result<(), RunError>>,
     began: Instant,
 }
 
-impl Arriving {
+impl IncomingMachine {
     /// Starts the thread. It locks the volumes when the machine has arrived.
     pub(super) fn start(
-        arrival: Arrival,
+        incoming: IncomingState,
         launch: &Launch,
         hypervisor: ProcessIdentity,
         locks: Vec<VolumeLock>,
@@ -47,9 +48,9 @@ impl Arriving {
         let (wakes, waker) = UnixStream::pair().map_err(failed)?;
         let (sender, arrived) = mpsc::channel();
         let launch = launch.clone();
-        let resumption = match arrival {
-            Arrival::Resumption(resumption) => Some(Arc::new(resumption)),
-            Arrival::Migration => None,
+        let resumption = match incoming {
+            IncomingState::Resumption(resumption) => Some(Arc::new(resumption)),
+            IncomingState::Migration => None,
         };
         let shared = resumption.clone();
         thread::spawn(move || {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 /// Counts by store path and by bytes.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct ContentCounts {
     compressed: HashSet<usize>,
     bytes: CacheReport,
     /// Files whose content was already in the image.
@@ -14,7 +14,7 @@ pub(super) struct Tally {
     pub(super) duplicate_bytes: u64,
 }
 
-impl Tally {
+impl ContentCounts {
     /// Counts content that was copied from packs.
     pub(super) fn copied(&mut self, input_bytes: u64) {
         self.bytes.hit_bytes += input_bytes;

@@ -6,12 +6,12 @@ use std::sync::{Mutex, PoisonError};
 /// Collects findings from many threads. If there are too many, the smallest are kept, so that the timing of the threads
 /// does not affect the result.
 #[derive(Debug)]
-pub(crate) struct FirstOf<T> {
+pub(crate) struct BoundedFindings<T> {
     limit: usize,
     state: Mutex<(BTreeSet<T>, u64)>,
 }
 
-impl<T: Ord> FirstOf<T> {
+impl<T: Ord> BoundedFindings<T> {
     /// Creates a collection that keeps the first `limit` findings.
     pub(crate) fn new(limit: usize) -> Self {
         Self { limit, state: Mutex::new((BTreeSet::new(), 0)) }
@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn the_smallest_of_too_many_are_kept_and_all_are_counted() {
-        let found = FirstOf::new(2);
+        let found = BoundedFindings::new(2);
         for name in ["c", "a", "d", "b"] {
             found.add(name);
         }
