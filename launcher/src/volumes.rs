@@ -132,6 +132,14 @@ pub enum VolumeError {
         /// What the file is for.
         role: String,
     },
+    /// It is in the directory of the suspended machine.
+    #[error("volume {path} is in {directory}, which is deleted when the machine resumes; choose another directory")]
+    Deleted {
+        /// The image.
+        path: HostPath,
+        /// The directory.
+        directory: HostPath,
+    },
     /// The lock file cannot be used.
     #[error("volume {path} cannot be locked: {}: {source}{}", .lock.display(), owner_remedy(.path, .lock, .source))]
     Lock {

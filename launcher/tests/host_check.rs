@@ -551,6 +551,18 @@ fn a_volume_that_is_a_file_of_its_machine_under_another_name_is_refused_and_unch
     assert_eq!(fs::read_to_string(host.path("flake")).unwrap(), "github:some/flake");
     assert_eq!(fs::read(host.path("bzImage")).unwrap(), before);
     assert!(!host.path("microvm.log").exists() && !host.path("booted").exists());
+    // `resume` deletes the directory of the suspended machine with everything in it.
+    fs::create_dir(host.path("web.suspended")).unwrap();
+    std::os::unix::fs::symlink("web.suspended", host.path("state")).unwrap();
+    for image in [absolute("web.suspended/var.img"), "state/a/var.img".to_owned(), "web.suspended/var.img".to_owned()] {
+        let fields = json!({"volumes": [{"image": image, "size": 1, "fsType": "ext4"}]});
+        for command in [["check", "--host"].as_slice(), &["volumes"], &["run"]] {
+            let (succeeded, printed) = host.say(command, fields.clone());
+            let expected = "which is deleted when the machine resumes";
+            assert!(!succeeded && printed.contains(expected), "{command:?} {image}: {printed}");
+        }
+    }
+    assert_eq!(fs::read_dir(host.path("web.suspended")).unwrap().count(), 0);
     // The state directory of another machine is another directory.
     let other = tempfile::tempdir().unwrap();
     let image = other.path().join("flake").to_str().unwrap().to_owned();

@@ -3,10 +3,11 @@
 use super::checked::{CheckedShare, CheckedVolume, Disk, DiskBackend, DiskRole, LiveStore, device_name};
 use super::findings::Findings;
 use super::names;
-use crate::launch::StoreDiskNeed;
+use crate::launch::{StoreDiskNeed, suspended_directory};
 use crate::name::check_name;
 use crate::path::HostPath;
 use crate::spec::{ImageType, InodeFileHandles, MachineSpec, Share, ShareProtocol, StoreDisk, StoreTransport, Volume};
+use std::path::Path;
 use volume_maker::FileSystem;
 
 /// The serial number that the image builder gives to a disk that it serves.
@@ -68,6 +69,7 @@ fn check_reserved(spec: &MachineSpec, disks: &[Disk], findings: &mut Findings) {
     let store_disk = spec.store_disk.as_ref();
     let plan = store_disk.and_then(|store_disk| store_disk.plan.as_ref());
     let seal = disks.iter().find(|disk| disk.role == DiskRole::Store && store_disk.is_some_and(|disk| disk.verity));
+    let suspended = suspended_directory(&spec.name).as_path().to_owned();
     let seal = seal.map(|disk| format!("{}.verity.json", plain(&disk.image)));
     let read = [("kernel", Some(&spec.kernel)), ("initrd", spec.initrd.as_ref()), ("plan of the store disk", plan)];
     for disk in disks {
@@ -79,6 +81,11 @@ fn check_reserved(spec: &MachineSpec, disks: &[Disk], findings: &mut Findings) {
         };
         let reason = if OWN_FILES.contains(&image) {
             format!("`{image}` is a file that microvm keeps in the state directory; choose another name")
+        } else if Path::new(image).starts_with(&suspended) {
+            let suspended = suspended.display();
+            format!(
+                "`{image}` is in `{suspended}`, which is deleted when the machine resumes; choose another directory"
+            )
         } else if seal.as_deref() == Some(image) {
             format!("`{image}` is the file with the root hash of the store disk; choose another name")
         } else if let Some((name, _)) = read.iter().find(is_read).filter(|_| is_built || !disk.read_only) {

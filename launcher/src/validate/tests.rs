@@ -116,6 +116,10 @@ fn each_rule_reports_exactly_one_problem() {
             "web: volumes[0].image: `microvm.log` is a file that microvm keeps in the state directory",
         ),
         (
+            json!({"volumes": [{"image": "./web.suspended/var.img", "size": 1}]}),
+            "web: volumes[0].image: `web.suspended/var.img` is in `web.suspended`, which is deleted when the machine resumes",
+        ),
+        (
             json!({"storeDisk": {"plan": "/p", "image": "a", "verity": true}, "volumes": [{"image": "a.verity.json", "size": 1}]}),
             "web: volumes[0].image: `a.verity.json` is the file with the root hash of the store disk",
         ),

@@ -3,7 +3,7 @@
 
 use super::VolumeError;
 use super::same_file::{File, file_at};
-use crate::launch::{Access, Launch, VolumeNeed, seal_of};
+use crate::launch::{Access, Launch, VolumeNeed, seal_of, suspended_directory};
 use crate::path::HostPath;
 use crate::validate::OWN_FILES;
 
@@ -13,7 +13,7 @@ const BOOT_FILES: [&str; 3] = ["kernel", "initrd", "storeDisk.plan"];
 /// Refuses a machine with such a volume.
 ///
 /// # Errors
-/// Returns [`VolumeError::OwnFile`] for the first one.
+/// Returns [`VolumeError::OwnFile`] or [`VolumeError::Deleted`] for the first one.
 pub fn require_no_own_file(launch: &Launch) -> Result<(), VolumeError> {
     own_files_in_use(launch).into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
 }
@@ -55,6 +55,11 @@ fn find(launch: &Launch, volume: &VolumeNeed, own: &[(File, OwnFile)]) -> Option
     let path = volume.image.below(&launch.working_directory);
     let file = file_at(path.as_path());
     let is_refused = |own: &OwnFile| volume.access == Access::ReadWrite || !own.may_be_read;
-    let (_, own) = own.iter().find(|(known, own)| *known == file && is_refused(own))?;
-    Some(VolumeError::OwnFile { path, own: own.path.clone(), role: own.role.clone() })
+    if let Some((_, own)) = own.iter().find(|(known, own)| *known == file && is_refused(own)) {
+        return Some(VolumeError::OwnFile { path, own: own.path.clone(), role: own.role.clone() });
+    }
+    let suspended = suspended_directory(&launch.name);
+    let deleted = file_at(suspended.below(&launch.working_directory).as_path());
+    let is_deleted = path.as_path().ancestors().any(|ancestor| file_at(ancestor) == deleted);
+    is_deleted.then(|| VolumeError::Deleted { path: path.clone(), directory: suspended })
 }
