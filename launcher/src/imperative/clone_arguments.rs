@@ -46,7 +46,8 @@ pub(super) fn shared(sections: &HypervisorSections, hypervisor: Hypervisor) -> V
         Hypervisor::CloudHypervisor => CLOUD_HYPERVISOR,
         Hypervisor::Crosvm => CROSVM,
         Hypervisor::Firecracker => FIRECRACKER,
-        Hypervisor::Kvmtool => &[],
+        // Every extra argument is refused.
+        _ => &[],
     };
     let (option, words) = sections.extra_args(hypervisor);
     let words = other_than(harmless, words).into_iter().map(|word| (option, word.to_owned()));
