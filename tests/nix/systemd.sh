@@ -23,6 +23,9 @@ program_of() { # MACHINE
 }
 machines=(qemu made-on-host live cloud-hypervisor firecracker crosvm kvmtool)
 
+# shellcheck source=tests/nix/user-unit.sh
+. "$(dirname "$(realpath "$0")")/user-unit.sh"
+
 # The functions that run in the container.
 
 wait_for() { # MACHINE TEXT: waits for the text in the machine's journal, for at most 40 s
@@ -207,6 +210,7 @@ check_suspending() {
   [ ! -e "$saved" ] || die "what was saved is still there"
   check_stopped suspended
   [ ! -e "$saved" ] || die "a machine was suspended although the host did not shut down"
+  check_clone_of_deleted_machine "$microvm"
   echo "suspended: $printed"
 }
 
@@ -238,6 +242,35 @@ check_clone() { # MICROVM
   "$1" delete --yes worker >/dev/null 2>&1 || die "the clone cannot be deleted"
   [ ! -e "$state" ] || die "the clone is still there"
   echo "worker: a clone runs in a unit of its own, as its own user"
+}
+
+# The original is removed from the host's configuration and deleted before the clone is started for the first time.
+check_clone_of_deleted_machine() { # MICROVM
+  local printed unit=/etc/systemd/system/install-microvm-suspended.service disks=/var/cache/microvm-store-disks
+  systemctl start microvm@suspended || { journalctl --quiet --no-pager --unit '*microvm*suspended*' | tail -n 60 >&2; die "microvm@suspended does not start"; }
+  wait_for suspended waiting
+  printed=$("$1" suspend suspended 2>&1) || die "the machine cannot be suspended again: $printed"
+  printed=$("$1" clone suspended heir 2>&1) || die "the machine cannot be cloned again: $printed"
+  ! printed=$("$1" delete --yes suspended 2>&1) || die "a machine of the host's configuration was deleted"
+  systemctl stop install-microvm-suspended
+  mv "$unit" /root/
+  systemctl daemon-reload
+  printed=$("$1" delete --yes suspended 2>&1) || die "the original cannot be deleted: $printed"
+  [ ! -e /var/lib/microvms/suspended ] || die "the original is still there"
+  printed=$("$1" resume heir 2>&1) || { journalctl --quiet --no-pager --unit '*microvm*heir*' | tail -n 60 >&2; die "the clone of a deleted machine does not start: $printed"; }
+  wait_for heir 'heir was resumed'
+  require_goes_on heir
+  [ ! -L $disks/suspended.link ] || die "the deleted machine still has a store disk: $(ls -l $disks)"
+  check_stopped heir
+  # It also boots from the disk of its original.
+  "$1" start heir || { journalctl --quiet --no-pager --unit '*microvm*heir*' | tail -n 60 >&2; die "the clone of a deleted machine does not boot"; }
+  wait_for heir 'devices reported'
+  check_stopped heir
+  "$1" delete --yes heir >/dev/null 2>&1 || die "the clone of a deleted machine cannot be deleted"
+  mv "/root/${unit##*/}" "$unit"
+  systemctl daemon-reload
+  systemctl start install-microvm-suspended
+  echo "heir: a clone starts after its original was deleted"
 }
 
 # Pacemaker's resource agent, without Pacemaker.
@@ -530,6 +563,7 @@ inside() {
   check_isolation
   check_devices
   check_user_network
+  check_user_service
   check_migration
   check_suspending
   check_cluster_agent
@@ -583,7 +617,7 @@ fi
 
 mkdir -p "$root/etc/"{sysusers.d,tmpfiles.d,systemd/system} "$root/srv/shared" "$root/nix/store" "$root/var/empty"
 cp "$(realpath "$0")" "$root/root/systemd.sh"
-cp "$(dirname "$(realpath "$0")")/attacks.txt" "$root/root/attacks.txt"
+cp "$(dirname "$(realpath "$0")")"/{user-unit.sh,attacks.txt} "$root/root/"
 for program in CLOUD_HYPERVISOR:cloud-hypervisor FIRECRACKER:firecracker CROSVM:crosvm KVMTOOL:lkvm VIRTIOFSD:virtiofsd PASST:passt; do
   variable=MICROVM_TEST_${program%%:*}
   [ -z "${!variable:-}" ] || cp "${!variable}" "$root/usr/bin/${program#*:}"
