@@ -294,7 +294,7 @@ fn a_failed_command_with_json_prints_an_error_object_and_nothing_else_on_stdout(
         ("volume create --json missing/volume --size 1M --fs ext4", 2),
         ("cache gc --json --max-size many", 2),
         ("cache stat --json --cache", 2),
-        ("cache stat --json --cache list", 1),
+        ("cache stat --json --cache list", 2),
         ("build --json --bogus", 2),
     ] {
         let run = workspace.run(line);

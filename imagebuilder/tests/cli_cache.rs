@@ -37,6 +37,20 @@ fn a_missing_cache_is_reported_as_empty() {
 }
 
 #[test]
+fn a_misspelt_cache_directory_was_reported_as_empty() {
+    let workspace = Workspace::new();
+    workspace.write("file", "");
+    for command in ["cache stat", "cache gc --max-size 0", "cache fsck"] {
+        for directory in ["typo", "file"] {
+            let run = workspace.run(&format!("{command} --cache {directory}"));
+            assert_eq!((run.code, &*run.stdout), (2, ""), "{command}");
+            assert_eq!(run.stderr, format!("error: --cache {directory}: there is no such directory\n"), "{command}");
+        }
+    }
+    assert!(!workspace.path("typo").exists());
+}
+
+#[test]
 fn the_entries_of_a_build_are_counted_and_collected() {
     let workspace = Workspace::with_store();
     workspace.run(BUILD).success();

@@ -109,5 +109,5 @@ fn manual_pages_are_generated_for_every_command() {
         assert!(workspace.path(&format!("{name}.1")).is_file(), "{name}.1");
     }
     let run = workspace.run("man -o missing");
-    run.failure(1, "error: cannot write the manual pages to missing: No such file or directory (os error 2)\n");
+    run.failure(2, "error: cannot write the manual pages to missing: No such file or directory (os error 2)\n");
 }

@@ -92,7 +92,7 @@ fn run_stat(common: &CommonArgs) -> Result<(), Failure> {
         counts: Counts,
         total_bytes: u64,
     }
-    let directory = common.directory.directory()?;
+    let directory = common.directory.existing_directory()?;
     let counts = stat(&directory)?;
     let total_bytes = counts.total_bytes();
     if common.json {
@@ -110,7 +110,7 @@ fn run_stat(common: &CommonArgs) -> Result<(), Failure> {
 }
 
 fn run_gc(common: &CommonArgs, max_size: u64, collection: GcMode) -> Result<(), Failure> {
-    let directory = common.directory.directory()?;
+    let directory = common.directory.existing_directory()?;
     let collected = gc(&directory, max_size, collection)?;
     if common.json {
         return print_json(&directory, collected);
@@ -126,7 +126,7 @@ fn run_gc(common: &CommonArgs, max_size: u64, collection: GcMode) -> Result<(), 
 }
 
 fn run_fsck(common: &CommonArgs) -> Result<(), Failure> {
-    let directory = common.directory.directory()?;
+    let directory = common.directory.existing_directory()?;
     let checked = fsck(&directory)?;
     if common.json {
         return print_json(&directory, checked);

@@ -2,6 +2,7 @@
 
 use super::failure::Failure;
 use clap::Args;
+use program::presence::is_directory;
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ pub(crate) struct CacheDirectoryArgs {
     /// Directory of the cache [default: $MICROVM_IMAGE_CACHE, else $XDG_CACHE_HOME/microvm-image, else
     /// ~/.cache/microvm-image, else for root /var/cache/microvm-image]
     ///
-    /// Any number of builds can share it, even at the same time. It is created if it does not exist.
+    /// Any number of builds can share it, even at the same time. A build creates it if it does not exist.
     #[arg(long = "cache", value_name = "DIR")]
     directory: Option<PathBuf>,
 }
@@ -32,6 +33,20 @@ impl CacheDirectoryArgs {
                     .with_hint("specify a directory with --cache DIR, or build without a cache: --no-cache")
             }),
         }
+    }
+
+    /// Returns the directory like [`Self::directory`], for commands that do not create it. The default one may be missing,
+    /// because it is created by the first build. A missing directory given with `--cache` is probably misspelt.
+    pub(crate) fn existing_directory(&self) -> Result<PathBuf, Failure> {
+        if let Some(directory) = &self.directory {
+            let path = directory.display();
+            match is_directory(directory) {
+                Ok(true) => {}
+                Ok(false) => return Err(Failure::usage(format!("--cache {path}: there is no such directory"))),
+                Err(error) => return Err(Failure::failed(&error).with_context(&format!("--cache {path}"))),
+            }
+        }
+        self.directory()
     }
 }
 

@@ -81,6 +81,7 @@ pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
     clap_mangen::generate_to(Cli::command(), directory)
         .and_then(|()| File::options().append(true).open(page)?.write_all(SECTIONS.to_roff().as_bytes()))
         .map_err(|error| {
-            Failure::failed(&error).with_context(&format!("cannot write the manual pages to {}", directory.display()))
+            Failure::bad_input(&error)
+                .with_context(&format!("cannot write the manual pages to {}", directory.display()))
         })
 }
