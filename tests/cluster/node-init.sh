@@ -29,7 +29,8 @@ mount --bind "$RIG/bin" "$root/rig"
 mkdir -p "$node/nix"
 mount --bind "$node/nix" "$root/nix"
 
-hostname "n$number"
+# The cluster knows the node by its first label.
+hostname "n$number.example.org"
 ip link set lo up
 ip link add br0 type bridge stp_state 0 forward_delay 0
 ip link set eth0 master br0 up

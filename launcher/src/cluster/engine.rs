@@ -124,6 +124,17 @@ pub fn status() -> Result<Status, EngineError> {
     run_for_xml("crm_mon", &[&arguments[..], history].concat(), None).map(|document| Status::of(&document))
 }
 
+/// Returns the cluster's name of this host. It can differ from the host name, which may have a domain.
+///
+/// # Errors
+/// The same as for [`run`].
+pub fn own_node() -> Result<String, EngineError> {
+    if is_offline() {
+        return Ok(nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned());
+    }
+    run("crm_node", &["--name"], None).map(|name| name.trim_end().to_owned())
+}
+
 /// Whether the tools work on a file instead of a running cluster: `CIB_file` in the manual of crm_simulate.
 pub fn is_offline() -> bool {
     std::env::var_os("CIB_file").is_some()

@@ -4,7 +4,7 @@
 use super::checked::CheckedCluster;
 use super::cib::{configuration, hash_of};
 use super::date::has_passed;
-use super::engine::{EngineError, difference, is_offline, run, run_for_xml, status};
+use super::engine::{EngineError, difference, is_offline, own_node, run, run_for_xml, status};
 use super::merge::merged;
 use super::placement::{obstacle, preference};
 use super::runners::read_spec;
@@ -321,15 +321,16 @@ pub fn push(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> {
     machine(&status, name)?;
     let runner = store_path_of(runner)?;
     let nodes: Vec<String> = status.nodes.iter().map(|node| node.name.clone()).collect();
+    let this_host = own_node()?;
     on_hosts(&nodes, |node| {
-        if !is_this_host(node) {
+        if node != this_host {
             let store = format!("ssh-ng://root@{node}");
             // The other host trusts this one, because it accepts root's key. A runner that was built here has no
             // signature.
             let how = ["--extra-experimental-features", "nix-command", "copy", "--no-check-sigs"];
             run("nix", &[&how[..], &["--to", &store, runner.as_str()]].concat(), None)?;
         }
-        keep(node, &format!("{name}.next"), &runner)
+        keep((node, &this_host), &pushed_root(name), &runner)
     })?;
     Ok(nodes)
 }
@@ -347,9 +348,10 @@ pub fn update(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> 
     let resource = format!("--resource={name}");
     let parameter = format!("--set-parameter={RUNNER}");
     let value = format!("--parameter-value={runner}");
+    let this_host = own_node()?;
     let keep_on_hosts = |root: &str, runner: &HostPath| match is_offline() {
         true => Ok(()),
-        false => on_hosts(&nodes, |node| keep(node, root, runner)),
+        false => on_hosts(&nodes, |node| keep((node, &this_host), root, runner)),
     };
     let change = || {
         run("crm_resource", &[&resource, &parameter, &value], None)?;
@@ -362,7 +364,7 @@ pub fn update(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> 
     let forget_on_hosts = |root: &str| {
         if !is_offline() {
             // A host that cannot be reached now keeps the runner for longer. That does not harm the machine.
-            let _ = on_hosts(&nodes, |node| forget(node, root));
+            let _ = on_hosts(&nodes, |node| forget((node, &this_host), root));
         }
     };
     change_runner((name, &runner), (&keep_on_hosts, &forget_on_hosts), change, current)?;
@@ -437,7 +439,13 @@ fn keep_current(
 fn temporary_root(name: &str, runner: &HostPath) -> String {
     let file_name = runner.as_path().file_name().unwrap_or_default().to_string_lossy();
     let hash = file_name.split_once('-').map_or(&*file_name, |(hash, _)| hash);
-    format!("{name}.next-{hash}")
+    format!("{}-{hash}", pushed_root(name))
+}
+
+/// Returns the name of the root that a runner has from its push to its update. No machine can have this name, because the
+/// names of machines contain no `@`.
+fn pushed_root(name: &str) -> String {
+    format!("{name}@next")
 }
 
 /// Returns the store path of a runner; a link to it, such as `result`, is followed.
@@ -462,28 +470,27 @@ fn on_hosts(nodes: &[String], work: impl Fn(&str) -> Result<(), EngineError> + S
     if problems.is_empty() { Ok(()) } else { Err(OperationError::OnHosts(problems)) }
 }
 
+/// A host, and the one on which this program runs.
+type Host<'name> = (&'name str, &'name str);
+
 /// Makes a garbage collection root on a host. Fails if the host does not have the path and cannot get it.
-fn keep(node: &str, root: &str, path: &HostPath) -> Result<(), EngineError> {
-    on_host(node, &["nix-store", "--realise", path.as_str(), "--add-root", &format!("{ROOTS}/{root}")])
+fn keep(host: Host<'_>, root: &str, path: &HostPath) -> Result<(), EngineError> {
+    on_host(host, &["nix-store", "--realise", path.as_str(), "--add-root", &format!("{ROOTS}/{root}")])
 }
 
 /// Removes a garbage collection root on a host.
-fn forget(node: &str, root: &str) -> Result<(), EngineError> {
-    on_host(node, &["rm", "-f", "--", &format!("{ROOTS}/{root}")])
+fn forget(host: Host<'_>, root: &str) -> Result<(), EngineError> {
+    on_host(host, &["rm", "-f", "--", &format!("{ROOTS}/{root}")])
 }
 
 /// Runs a command on a host.
-fn on_host(node: &str, words: &[&str]) -> Result<(), EngineError> {
-    if is_this_host(node) {
+fn on_host((node, this_host): Host<'_>, words: &[&str]) -> Result<(), EngineError> {
+    if node == this_host {
         return run(words[0], &words[1..], None).map(drop);
     }
     let command: Vec<String> = words.iter().map(|word| quote(word)).collect();
     let target = format!("root@{node}");
     run("ssh", &["-o", "BatchMode=yes", &target, "--", &command.join(" ")], None).map(drop)
-}
-
-fn is_this_host(node: &str) -> bool {
-    nix::unistd::gethostname().is_ok_and(|name| name == node)
 }
 
 /// What applying a configuration did.
@@ -517,7 +524,7 @@ pub fn apply(cluster: &CheckedCluster, on: ApplyOn) -> Result<Applied, Operation
     if coordinator.is_none() && !is_offline() {
         return Err(OperationError::NoCoordinator);
     }
-    if on == ApplyOn::Coordinator && !coordinator.is_some_and(is_this_host) {
+    if on == ApplyOn::Coordinator && coordinator != Some(&*own_node()?) {
         return Ok(Applied::OnCoordinator);
     }
     let generated = configuration(cluster)?;
@@ -593,8 +600,8 @@ mod tests {
         let (old, new) = (HostPath::new("/store/0ld-web"), HostPath::new("/store/n3w-web"));
         let refused = change_runner(("web", &new), kept, || Err(OperationError::NoCoordinator), || Ok(old.clone()));
         assert!(matches!(refused, Err(OperationError::NoCoordinator)));
-        let made = "web.next-n3w /store/n3w-web";
-        let removed = "web.next-n3w removed";
+        let made = "web@next-n3w /store/n3w-web";
+        let removed = "web@next-n3w removed";
         assert_eq!(roots.take(), [made, removed], "hosts still start the old one");
         change_runner(("web", &new), kept, || Ok(()), || Ok(new.clone())).unwrap();
         assert_eq!(roots.take(), [made, "web /store/n3w-web", removed]);

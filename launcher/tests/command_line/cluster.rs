@@ -300,6 +300,26 @@ const WITHOUT_QUORUM: &str = r#"<pacemaker-result><summary><current_dc present="
 </pacemaker-result>"#;
 
 #[test]
+fn a_host_name_with_a_domain_does_not_keep_a_host_from_being_the_coordinator() {
+    let cluster = Cluster::new(&[4096; 3], &[plain("web")]);
+    let tools = cluster.path("tools");
+    fs::create_dir(&tools).expect("a directory");
+    let status = WITHOUT_QUORUM.replace("with_quorum=\"false\"", "with_quorum=\"true\"");
+    write_program(&tools.join("crm_mon"), &format!("#!/bin/sh\ncat <<'END'\n{status}\nEND\n"));
+    write_program(&tools.join("cibadmin"), "#!/bin/sh\necho queried >&2\nexit 1\n");
+    let apply = |node: &str| {
+        write_program(&tools.join("crm_node"), &format!("#!/bin/sh\n[ \"$*\" = --name ] && {node}\n"));
+        cluster.run_with(&tools, &["apply", "--on-coordinator", "cluster.json"])
+    };
+    // The name of the host that runs this test is another one.
+    assert_refused(&apply("echo host1"), 1, "cibadmin failed with exit status: 1: queried");
+    let output = apply("echo host1.example.org");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("another host is the coordinator"), "{}", stderr(&output));
+    assert_refused(&apply("exit 102"), 1, "the cluster is not running on this host");
+}
+
+#[test]
 fn a_cluster_that_does_not_run_or_may_not_be_changed_is_reported() {
     let cluster = Cluster::new(&[4096; 3], &[plain("web")]);
     assert_refused(
