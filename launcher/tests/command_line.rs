@@ -260,14 +260,40 @@ fn a_machine_whose_start_failed_is_not_suggested_as_another_spelling_of_its_own_
 }
 
 #[test]
-fn volumes_of_a_misspelt_state_directory_are_not_created() {
+fn commands_for_an_existing_machine_refuse_a_misspelt_state_directory_and_do_not_create_it() {
     let directory = tempfile::tempdir().unwrap();
-    let typo = directory.path().join("typo");
+    let (typo, backup) = (directory.path().join("typo"), directory.path().join("backup"));
+    fs::write(&backup, "a volume").unwrap();
+    let backup = backup.to_str().unwrap();
     let machine = Scratch::machine(json!({"volumes": [{"image": "var.img", "size": 8, "mountPoint": "/var"}]}));
-    let output = microvm(&["volumes", &machine.spec(), "--state-dir", typo.to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(stderr(&output).contains("there is no such directory"), "{}", stderr(&output));
-    assert!(!typo.exists());
+    let spec = machine.spec();
+    for arguments in [
+        &["volumes", &spec][..],
+        &["volume", "backup", &spec, "/var", "copy"],
+        &["volume", "restore", &spec, "/var", backup],
+        &["volume", "grow", &spec, "/var", "1G"],
+        &["resume", &spec],
+    ] {
+        let output = microvm(&[arguments, &["--state-dir", typo.to_str().unwrap()]].concat());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("typo: there is no such directory"), "{arguments:?}: {}", stderr(&output));
+        assert!(!typo.exists(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_missing_name_is_reported_with_the_option_for_all_machines() {
+    for (command, expected) in
+        [("suspend", "<MACHINES|--all>"), ("update", "<NAMES|--all>"), ("restart", "<NAMES|--outdated>")]
+    {
+        let output = microvm(&[command]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains(&format!("were not provided:\n  {expected}\n")), "{}", stderr(&output));
+        let option = expected.trim_end_matches('>').rsplit('|').next().unwrap();
+        let output = microvm(&[command, option, "web"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(stderr(&output).contains(&format!("'{option}' cannot be used with")), "{}", stderr(&output));
+    }
 }
 
 #[test]

@@ -157,7 +157,8 @@ pub(crate) fn man(arguments: &ManArguments) -> Result<(), Failure> {
         let written = clap_mangen::generate_to(program, directory)
             .and_then(|()| File::options().append(true).open(page)?.write_all(SECTIONS.to_roff().as_bytes()));
         return written.map_err(|error| {
-            Failure::failed(&error).with_context(&format!("cannot write the manual pages to {}", directory.display()))
+            Failure::bad_input(&error)
+                .with_context(&format!("cannot write the manual pages to {}", directory.display()))
         });
     }
     program.build();

@@ -6,6 +6,7 @@ use super::run::run_suspended;
 use super::spec_file::{Overrides, read};
 use super::stop::clean_up;
 use super::suspend_failure::suspend_failure;
+use clap::ArgGroup;
 use launcher::imperative::{Layout, Machine, MachineActivity, MachineName, Phase, Service, in_parallel};
 use launcher::path::HostPath;
 use launcher::state::{Activity, MachineState, RuntimeDirectory, StateError};
@@ -24,12 +25,12 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// Suspend machines: save their memory in their state directories, and end their hypervisors. The next start resumes
 /// them
 #[derive(clap::Args)]
+#[command(group = ArgGroup::new("which").required(true).args(["machines", "all"]))]
 pub(crate) struct Arguments {
     /// The machines: their names or their spec files
-    #[arg(required_unless_present = "all")]
     machines: Vec<String>,
     /// Suspend all running machines
-    #[arg(short, long, conflicts_with = "machines")]
+    #[arg(short, long)]
     all: bool,
     #[command(flatten)]
     overrides: Overrides,
@@ -210,6 +211,7 @@ fn resume_recorded(name: &str, discard: bool) -> Result<(), Failure> {
 fn resume_spec(arguments: &ResumeArguments) -> Result<(), Failure> {
     let path = Path::new(&arguments.machine);
     let spec = read(path, &arguments.overrides)?;
+    arguments.overrides.require_state_directory()?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let state = runtime.machine(&spec.name).map_err(|error| Failure::usage(error.to_string()))?;
     if state.activity().map_err(failed)? != Activity::Stopped {

@@ -139,6 +139,7 @@ impl Target {
     fn launch(&self, runtime: &RuntimeDirectory, interruption: &Interruption) -> Result<Launch, Failure> {
         if self.machine.contains('/') || self.machine.ends_with(".json") || self.machine == "-" {
             let spec = read(Path::new(&self.machine), &self.overrides)?;
+            self.overrides.require_state_directory()?;
             return launch_of(&spec, &self.overrides, runtime, interruption);
         }
         let name = MachineName::new(&self.machine).map_err(|error| Failure::usage(error.to_string()))?;

@@ -1,6 +1,7 @@
 //! `microvm start|restart|logs NAME`.
 
 use crate::cli::host_machine::{exec_program, failure, name_of};
+use clap::ArgGroup;
 use launcher::imperative::{
     ImperativeError, Layout, Machine, MachineActivity, MachineName, Service, runs_older_system,
 };
@@ -17,12 +18,13 @@ pub(crate) struct StartArguments {
 
 /// Restart machines of this host, with their newest runners
 #[derive(clap::Args)]
+#[command(group = ArgGroup::new("which").required(true).args(["names", "outdated"]))]
 pub(crate) struct RestartArguments {
     /// The machines
-    #[arg(required_unless_present = "outdated", value_parser = name_of)]
+    #[arg(value_parser = name_of)]
     names: Vec<MachineName>,
     /// Restart all machines of this host that run an older system than their current one
-    #[arg(short, long, conflicts_with = "names")]
+    #[arg(short, long)]
     outdated: bool,
 }
 

@@ -2,6 +2,7 @@
 
 use super::service::require_service;
 use crate::cli::host_machine::{failure, name_of};
+use clap::ArgGroup;
 use launcher::imperative::{
     Booted, BuildOutput, ImperativeError, Layout, MachineName, Service, Updated, in_parallel, update,
 };
@@ -12,12 +13,13 @@ use program::output::{message, print};
 ///
 /// Several machines are built in parallel. If one fails, the others are still updated, and the exit code is not 0.
 #[derive(clap::Args)]
+#[command(group = ArgGroup::new("which").required(true).args(["names", "all"]))]
 pub(crate) struct Arguments {
     /// The machines
-    #[arg(required_unless_present = "all", value_parser = name_of)]
+    #[arg(value_parser = name_of)]
     names: Vec<MachineName>,
     /// Update all machines of this host that have a flake
-    #[arg(short, long, conflicts_with = "names")]
+    #[arg(short, long)]
     all: bool,
     /// Restart machines that run an older system, and start machines that are not running
     #[arg(short = 'R', long)]
