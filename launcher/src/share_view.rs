@@ -140,7 +140,7 @@ pub enum ViewError {
 pub fn read_list(path: &HostPath) -> Result<BTreeSet<String>, ViewError> {
     let failed = |source| ViewError::List { path: path.clone(), source };
     let read = Place::of(path.as_path()).and_then(|place| place.read()).map_err(failed)?;
-    let (bytes, _) = read.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let (bytes, _) = read.ok_or_else(|| failed(Errno::ENOENT.into()))?;
     let text = String::from_utf8(bytes).map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))?;
     let line = |(index, text): (usize, &str)| {
         let wrong = || ViewError::Line { path: path.clone(), line: index + 1, text: text.to_owned() };

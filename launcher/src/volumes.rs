@@ -23,6 +23,7 @@ use crate::path::HostPath;
 use crate::programs::{NotInstalled, not_installed};
 use crate::shell::quote;
 use crate::spec::ImageType;
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::statvfs::statvfs;
 use program::place::Place;
@@ -340,7 +341,7 @@ fn create(
     };
     volume_maker::create(&place, &request, &mut run).map_err(|error| match error {
         CreateError::File(source) => failed(source),
-        CreateError::Exists => failed(io::ErrorKind::AlreadyExists.into()),
+        CreateError::Exists => failed(Errno::EEXIST.into()),
         CreateError::NoProgram { program } => no_mkfs(program),
         CreateError::TooSmall(source) => VolumeError::TooSmall { path: volume.image.clone(), source },
         source => match interruption.check() {

@@ -282,6 +282,41 @@ fn commands_for_an_existing_machine_refuse_a_misspelt_state_directory_and_do_not
 }
 
 #[test]
+fn files_that_cannot_be_a_backup_are_bad_input_and_reported_as_the_system_does() {
+    let machine = Scratch::machine(json!({"volumes": [{"image": "var.img", "size": 8, "mountPoint": "/var"}]}));
+    let (spec, directory) = (machine.spec(), tempfile::tempdir().unwrap());
+    let missing = "No such file or directory (os error 2)";
+    for (action, file, expected) in [
+        ("restore", ".", "cannot read .: Is a directory (os error 21)".to_owned()),
+        ("restore", "missing", format!("cannot read missing: {missing}")),
+        ("backup", "missing", format!("var.img: {missing}")),
+        ("grow", "1G", format!("var.img: {missing}")),
+    ] {
+        let state = directory.path().to_str().unwrap();
+        let output = microvm(&["volume", action, &spec, "/var", file, "--state-dir", state]);
+        assert_eq!(output.status.code(), Some(2), "{action}: {}", stderr(&output));
+        assert!(stderr(&output).contains(&expected), "{action}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_machine_without_a_runner_and_an_unknown_one_are_reported_once_and_in_words() {
+    let state = tempfile::tempdir().unwrap();
+    fs::create_dir(state.path().join("web")).unwrap();
+    let printed = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
+        stderr(&command.args(arguments).env("MICROVM_STATE_DIR", state.path()).output().expect("microvm runs"))
+    };
+    let printed_of_web = printed(&["volume", "grow", "web", "/var", "1G"]);
+    assert!(printed_of_web.contains("web/current: No such file or directory (os error 2)"), "{printed_of_web}");
+    assert!(
+        printed(&["update", "wbe"]).starts_with("error: there is no machine wbe: "),
+        "{}",
+        printed(&["update", "wbe"])
+    );
+}
+
+#[test]
 fn a_missing_name_is_reported_with_the_option_for_all_machines() {
     for (command, expected) in
         [("suspend", "<MACHINES|--all>"), ("update", "<NAMES|--all>"), ("restart", "<NAMES|--outdated>")]

@@ -111,11 +111,12 @@ fn running_machines() -> Result<(Vec<String>, Vec<Failure>), Failure> {
 }
 
 fn suspend_machine(machine: &str, overrides: &Overrides, is_interrupted: &AtomicBool) -> Result<(), Failure> {
-    let saved = match active_service(machine) {
-        Some(service) => suspend_service(machine, &service)?,
-        None => suspend_found(&find(machine, overrides)?, is_interrupted)?,
-    };
-    report_saved(machine, &saved);
+    if let Some(service) = active_service(machine) {
+        report_saved(machine, &suspend_service(machine, &service)?);
+        return Ok(());
+    }
+    let found = find(machine, overrides)?;
+    report_saved(found.state.name(), &suspend_found(&found, is_interrupted)?);
     Ok(())
 }
 

@@ -206,7 +206,7 @@ fn copied(result: Result<Copied, CopyError>) -> Result<(), Failure> {
     result.map(drop).map_err(|error| match error {
         CopyError::Exists(_) => Failure::usage(error.to_string()),
         CopyError::Interrupted(interrupted) => failed(interrupted),
-        error => failed(error),
+        error => Failure::bad_input(&error),
     })
 }
 
@@ -214,6 +214,7 @@ fn grow_failure(error: GrowError) -> Failure {
     match error {
         GrowError::NotLarger { .. } | GrowError::NotRaw { .. } => Failure::usage(error.to_string()),
         GrowError::Interrupted(interrupted) => failed(interrupted),
+        GrowError::File { .. } => Failure::bad_input(&error),
         error => failed(error),
     }
 }

@@ -118,6 +118,7 @@ pub fn clone(
     if fs::symlink_metadata(&machine.directory).is_ok() {
         return Err(CloneError::Exists(machine.directory));
     }
+    layout.refuse_shared_root(&machine)?;
     layout.remove_unfinished_links(&machine)?;
     // Any number of clones can be made at once, but the machine must not start to write meanwhile.
     let mut volumes = launch.needs.volumes.clone();

@@ -15,7 +15,7 @@ const FLAKE_MODE: u32 = 0o644;
 /// atomically. Completes a creation from the same flake that was interrupted after that.
 ///
 /// # Errors
-/// Returns [`ImperativeError::Exists`] before anything is built, or an error of Nix or of a file operation.
+/// Returns [`ImperativeError::Exists`] or [`ImperativeError::SharedRoot`] before anything is built, or an error of Nix or of a file operation.
 pub fn create(layout: &Layout, name: &MachineName, flake: &FlakeReference) -> Result<Machine, ImperativeError> {
     let machine = layout.machine(name);
     let _lock = MachineLock::take(layout, name)?;
@@ -23,6 +23,7 @@ pub fn create(layout: &Layout, name: &MachineName, flake: &FlakeReference) -> Re
     if fs::symlink_metadata(&machine.directory).is_ok() {
         return complete(layout, machine, flake);
     }
+    layout.refuse_shared_root(&machine)?;
     // Remains of an interrupted creation are replaced.
     let making = Machine { name: name.clone(), directory: layout.unfinished(&machine) };
     remove_directory(&making.directory)?;

@@ -16,6 +16,9 @@ pub enum ImperativeError {
     /// The machine already exists.
     #[error("{0} already exists; update it with: microvm update {1}")]
     Exists(PathBuf, String),
+    /// Roots of the garbage collection of the new machine and of another one would have the same name.
+    #[error("{} and {} would have the same root of the garbage collection: choose another name", .0[0], .0[1])]
+    SharedRoot([String; 2]),
     /// The machine does not exist.
     #[error("there is no machine {name}: {directory} does not exist{}", suggestion(near.as_deref()))]
     Missing {

@@ -2,6 +2,7 @@
 
 use super::{FlakeReference, ImperativeError, MachineName};
 use crate::identity::{CLONE_FILE, CloneRecord};
+use nix::errno::Errno;
 use nix::unistd::geteuid;
 use program::place::{Directory, Place};
 use program::presence::is_directory;
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// The mode of a state directory, and of the directory that contains all of them.
 pub(super) const DIRECTORY_MODE: u32 = 0o755;
+/// The beginning of the name of the root of a started runner. Those of microvm.nix are called so, too.
+const BOOTED_ROOT: &str = "booted-";
 
 /// The directories of a host.
 #[derive(Clone, Debug)]
@@ -105,8 +108,18 @@ impl Layout {
         let name = machine.name.as_str();
         [
             (self.gc_roots.join(name), machine.current()),
-            (self.gc_roots.join(format!("booted-{name}")), machine.booted()),
+            (self.gc_roots.join(format!("{BOOTED_ROOT}{name}")), machine.booted()),
         ]
+    }
+
+    /// Refuses a new machine that would have a root of another one, such as `booted-web` beside `web`: one of them would
+    /// lose its runner to the garbage collection.
+    pub fn refuse_shared_root(&self, machine: &Machine) -> Result<(), ImperativeError> {
+        let name = machine.name.as_str();
+        let others = [name.strip_prefix(BOOTED_ROOT).map(str::to_owned), Some(format!("{BOOTED_ROOT}{name}"))];
+        let others = others.into_iter().flatten().filter_map(|other| MachineName::new(&other).ok());
+        let existing = others.map(|other| self.machine(&other)).find(|other| other.directory.is_dir());
+        existing.map_or(Ok(()), |other| Err(ImperativeError::SharedRoot([name.to_owned(), other.name.to_string()])))
     }
 
     /// Creates a temporary root that refers directly to a runner, until the machine's own roots refer to it.
@@ -212,7 +225,7 @@ impl Machine {
     /// Returns [`ImperativeError::File`], also if this process is root and another user has created the link.
     pub fn runner(&self) -> Result<PathBuf, ImperativeError> {
         let link = self.current();
-        self.resolve_link(&link)?.ok_or_else(|| ImperativeError::file(&link)(io::ErrorKind::NotFound.into()))
+        self.resolve_link(&link)?.ok_or_else(|| ImperativeError::file(&link)(Errno::ENOENT.into()))
     }
 
     /// Returns the runner that the machine was started with; `None` if it was stopped normally.
@@ -315,6 +328,25 @@ mod tests {
         assert_eq!(error("wbe").err(), Some(missing("wbe") + "; did you mean `web`?"));
         assert_eq!(error("mailserver").err(), Some(missing("mailserver")));
         error("web").expect("the machine");
+    }
+
+    #[test]
+    fn a_machine_named_like_a_root_of_another_one_is_refused() {
+        let host = tempfile::tempdir().expect("a directory");
+        let layout = Layout::at(host.path(), host.path().join("gcroots"));
+        let refused = |name: &str| {
+            layout
+                .refuse_shared_root(&layout.machine(&MachineName::new(name).expect("a name")))
+                .map_err(|e| e.to_string())
+        };
+        refused("booted-web").expect("there is no machine web");
+        fs::create_dir(host.path().join("web")).expect("a state directory");
+        fs::create_dir(host.path().join("booted-db")).expect("a state directory");
+        for (name, other) in [("booted-web", "web"), ("db", "booted-db")] {
+            let error = refused(name).expect_err("one root for both");
+            assert!(error.starts_with(&format!("{name} and {other} would have the same root")), "{error}");
+        }
+        refused("web-booted").expect("another root");
     }
 
     #[test]

@@ -4,10 +4,10 @@
 use super::IsolationError;
 use crate::launch::{Access, VolumeNeed};
 use crate::volumes::{ImageNumber, LOCK_DIRECTORY_MODE, LOCK_ENDING, require_no_loop_user};
+use nix::errno::Errno;
 use nix::libc::{S_IFBLK, S_IFMT};
 use program::place::Place;
 use std::fs;
-use std::io;
 use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ pub(super) fn of_volume(volume: &VolumeNeed, runtime: &Path) -> Result<Vec<LockF
     }
     let failed = || IsolationError::file(image);
     let place = Place::of(image).map_err(failed())?;
-    let stat = place.stat().map_err(failed())?.ok_or_else(|| failed()(io::ErrorKind::NotFound.into()))?;
+    let stat = place.stat().map_err(failed())?.ok_or_else(|| failed()(Errno::ENOENT.into()))?;
     // The machine does not see the loop devices of its images, nor the files of its loop devices.
     require_no_loop_user(&stat, volume)?;
     let by_number = |number: ImageNumber, rights| -> Result<LockFile, IsolationError> {

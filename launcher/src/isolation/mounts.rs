@@ -134,7 +134,7 @@ impl TreeBuilder<'_> {
             Entry::Secret(path) => {
                 let (content, _) = Place::of(path)
                     .and_then(|place| place.read())
-                    .and_then(|read| read.ok_or_else(|| io::ErrorKind::NotFound.into()))
+                    .and_then(|read| read.ok_or_else(|| Errno::ENOENT.into()))
                     .map_err(IsolationError::file(path))?;
                 self.file(path, &content, (self.tree.user_id, 0o400))
             }

@@ -90,7 +90,9 @@ pub(super) fn passed_by(path: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// Splits a path into the parent directory and the last component.
 pub(super) fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {
-    let name = path.file_name().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // As the kernel reports it: nothing has an empty name, and paths such as `..` are directories.
+    let no_name = if path.as_os_str().is_empty() { Errno::ENOENT } else { Errno::EISDIR };
+    let name = path.file_name().ok_or(no_name)?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok((parent, name))
 }

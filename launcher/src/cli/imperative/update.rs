@@ -113,8 +113,9 @@ impl Summary {
 
     fn fail(&mut self, name: &MachineName, error: &ImperativeError) {
         self.has_failed |= !error.is_bad_input();
-        // Some errors begin with the machine's name anyway.
-        let is_named = error.to_string().starts_with(&format!("{name} "));
+        // Some errors name the machine anyway.
+        let is_missing = matches!(error, ImperativeError::Missing { .. });
+        let is_named = is_missing || error.to_string().starts_with(&format!("{name} "));
         let failure = failure(error);
         self.failures.push(if is_named { failure } else { failure.with_context(name.as_str()) });
     }
