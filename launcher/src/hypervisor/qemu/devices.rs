@@ -184,7 +184,9 @@ impl Writer<'_, '_, '_> {
                     .pair("id", &id)
                     .pair("path", directory)
                     .pair("security_model", share.security_model.as_str())
-                    .pair_if("readonly", share.read_only.then_some("on"));
+                    .pair_if("readonly", share.read_only.then_some("on"))
+                    // The view and its paths are different file systems, so inode numbers could be equal.
+                    .pair_if("multidevs", share.closure.is_some().then_some("remap"));
                 self.add(&option, "-fsdev", backend);
                 self.virtio(&option, "virtio-9p", |device| device.pair("fsdev", &id).pair("mount_tag", &share.tag));
             }
