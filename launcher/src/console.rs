@@ -18,7 +18,7 @@ pub enum ConsoleError {
     Serve {
         /// The socket.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// No process serves the socket.
@@ -26,7 +26,7 @@ pub enum ConsoleError {
     Unreachable {
         /// The socket.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// An existing socket must not be replaced.

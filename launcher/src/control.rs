@@ -36,7 +36,7 @@ pub enum ControlError {
     NotListening {
         /// The socket.
         path: HostPath,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// Whether a process listens on the socket cannot be determined.
@@ -44,7 +44,7 @@ pub enum ControlError {
     Unreachable {
         /// The socket.
         path: HostPath,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// A process listens, but does not respond in time.
@@ -52,7 +52,7 @@ pub enum ControlError {
     NoAnswer {
         /// The socket.
         path: HostPath,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The response is not part of the protocol.
@@ -76,7 +76,7 @@ pub enum ControlError {
     SavedConfiguration {
         /// The file.
         path: HostPath,
-        /// The cause.
+        /// Why it failed, as it follows a colon.
         reason: String,
     },
     /// The hypervisor does not support the request.

@@ -22,7 +22,7 @@ pub enum InitrdError {
     Read {
         /// The file.
         path: HostPath,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The file in memory could not be created or written.

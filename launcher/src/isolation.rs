@@ -40,7 +40,7 @@ pub enum IsolationError {
     File {
         /// The file.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// A file that root would run or read does not belong to root.
@@ -79,7 +79,7 @@ pub enum IsolationError {
         option: String,
         /// The path.
         path: PathBuf,
-        /// The cause.
+        /// Why it failed, as it follows a colon.
         reason: String,
     },
 }

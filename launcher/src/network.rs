@@ -98,7 +98,7 @@ pub enum NetworkError {
     Node {
         /// The node of the macvtap, `/dev/tapN`.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// A bridge does not exist.
@@ -118,7 +118,7 @@ pub enum NetworkError {
     Kernel {
         /// The interface.
         name: String,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The owner's name is unknown.

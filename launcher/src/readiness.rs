@@ -50,7 +50,7 @@ pub enum ReadinessError {
     Listen {
         /// The socket.
         place: String,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// Another process uses the socket.

@@ -85,7 +85,7 @@ pub enum RunError {
     PreStart {
         /// The command.
         command: String,
-        /// The cause.
+        /// Why it failed, as it follows a colon.
         reason: String,
     },
     /// A file could not be written, or a directory could not be created.
@@ -93,7 +93,7 @@ pub enum RunError {
     File {
         /// The file.
         path: HostPath,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The store disk could not be built.
@@ -137,7 +137,7 @@ pub enum RunError {
     ExtraArguments {
         /// The program.
         script: HostPath,
-        /// The cause.
+        /// Why it failed, as it follows a colon.
         reason: String,
     },
     /// The hypervisor does not accept the arguments that the program has printed.
@@ -153,7 +153,7 @@ pub enum RunError {
     Start {
         /// Its program.
         program: String,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The hypervisor has failed.
@@ -183,7 +183,7 @@ pub enum RunError {
     System {
         /// What the launcher was doing.
         action: &'static str,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// Another guest has the same MAC address.

@@ -68,7 +68,7 @@ pub enum ViewError {
     List {
         /// The file that lists the closure.
         path: HostPath,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// A line of the list is not a store path.
@@ -101,7 +101,7 @@ pub enum ViewError {
     Mount {
         /// The path.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The socket for further paths cannot be used.
@@ -109,7 +109,7 @@ pub enum ViewError {
     Control {
         /// The socket.
         path: HostPath,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The program that serves the view cannot be started.
@@ -117,7 +117,7 @@ pub enum ViewError {
     Start {
         /// The program.
         program: String,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The program that serves the view failed.

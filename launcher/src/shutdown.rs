@@ -52,7 +52,7 @@ pub enum StopError {
         name: String,
         /// The process.
         pid: i32,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The process survived SIGKILL.

@@ -82,7 +82,7 @@ pub enum SideProcessError {
         name: String,
         /// Its program.
         program: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The group that its socket is to belong to does not exist.
@@ -106,7 +106,7 @@ pub enum SideProcessError {
         name: String,
         /// Its program.
         program: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The view of the store that it serves cannot be made.
@@ -114,7 +114,7 @@ pub enum SideProcessError {
     View {
         /// The process, as messages name it.
         name: String,
-        /// The cause.
+        /// The error of the view.
         source: ViewError,
     },
     /// It ended before it had created its socket.
@@ -157,7 +157,7 @@ pub enum SideProcessError {
         name: String,
         /// The file.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// A file at the path of its socket is in the way.

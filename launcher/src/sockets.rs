@@ -27,7 +27,7 @@ pub enum SocketError {
     File {
         /// The socket.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
 }

@@ -102,7 +102,7 @@ pub enum StampError {
     File {
         /// The file.
         path: HostPath,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// A volume whose content can change without a trace.

@@ -66,7 +66,7 @@ pub enum StateError {
     File {
         /// The file.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// A state file that is damaged or was written by another release.
@@ -74,7 +74,7 @@ pub enum StateError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The cause.
+        /// The error of the JSON parser.
         source: serde_json::Error,
     },
 }

@@ -21,7 +21,7 @@ pub enum StoreDiskError {
     Start {
         /// The image builder.
         program: HostPath,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The image builder failed.
@@ -47,7 +47,7 @@ pub enum StoreDiskError {
     Image {
         /// The image.
         image: HostPath,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// A signal asked the launcher to stop.

@@ -37,7 +37,7 @@ pub enum SealError {
     Read {
         /// The file.
         path: HostPath,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The document is not one that the image builder writes.
@@ -45,7 +45,7 @@ pub enum SealError {
     Document {
         /// The document.
         document: HostPath,
-        /// The cause.
+        /// Why it failed, as it follows a colon.
         reason: String,
     },
     /// The document belongs to another image, or the hash tree was changed.

@@ -86,7 +86,7 @@ pub enum SuspendError {
     Volume {
         /// The machine.
         machine: String,
-        /// The cause.
+        /// Why the stamp could not be made.
         source: StampError,
     },
     /// A file operation failed.
@@ -94,7 +94,7 @@ pub enum SuspendError {
     File {
         /// The file.
         path: HostPath,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The description of the suspended machine cannot be read.
@@ -102,7 +102,7 @@ pub enum SuspendError {
     Unreadable {
         /// The file.
         path: HostPath,
-        /// The cause.
+        /// The error of the JSON parser.
         source: serde_json::Error,
     },
     /// The disk is full.
@@ -122,7 +122,7 @@ pub enum SuspendError {
     NotSaved {
         /// The machine.
         machine: String,
-        /// The cause.
+        /// Why the machine could not be saved.
         source: Box<SuspendError>,
     },
     /// The machine could not be saved, and could not be continued either.

@@ -64,7 +64,7 @@ pub enum VolumeError {
     File {
         /// The image.
         path: HostPath,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// No installed program creates such a file system.
@@ -80,7 +80,7 @@ pub enum VolumeError {
     Create {
         /// The image.
         path: HostPath,
-        /// The cause.
+        /// The error of the program that creates file systems.
         source: CreateError,
     },
     /// The volume contains something else.
@@ -148,7 +148,7 @@ pub enum VolumeError {
         path: HostPath,
         /// The lock file.
         lock: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// It would be too small for its file system.

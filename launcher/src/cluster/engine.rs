@@ -33,7 +33,7 @@ pub enum EngineError {
     NoProgram {
         /// The tool.
         program: String,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// Pacemaker does not run on this host.

@@ -54,7 +54,7 @@ pub enum ImperativeError {
         name: String,
         /// The file that should name the flake.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The machine is running or being started.
@@ -74,7 +74,7 @@ pub enum ImperativeError {
     File {
         /// Its path.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// A program could not be started.
@@ -82,7 +82,7 @@ pub enum ImperativeError {
     NoProgram {
         /// The program.
         program: &'static str,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// A program failed.

@@ -54,7 +54,7 @@ pub enum AgentError {
         runner: PathBuf,
         /// The store.
         cache: String,
-        /// The cause.
+        /// The error of the command.
         source: ImperativeError,
     },
     /// The parameter `runner` names something else.
@@ -65,7 +65,7 @@ pub enum AgentError {
     NoMigrateDirectory {
         /// The directory.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// Another user could replace a saved machine, which root then resumes.
@@ -95,7 +95,7 @@ pub enum AgentError {
     Unresponsive {
         /// The machine.
         machine: String,
-        /// The cause.
+        /// Why it failed, as it follows a colon.
         reason: String,
     },
     /// The guest has not booted.
@@ -132,7 +132,7 @@ pub enum AgentError {
     NotSent {
         /// The machine.
         machine: String,
-        /// The cause.
+        /// Why it failed, as it follows a colon.
         reason: String,
     },
     /// The data that the other node sends before the machine cannot be parsed.
@@ -146,7 +146,7 @@ pub enum AgentError {
     System {
         /// What the agent was doing.
         action: &'static str,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The state of the machine cannot be read or written.

@@ -28,7 +28,7 @@ pub enum CopyError {
     Read {
         /// The original.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The copy cannot be written.
@@ -36,7 +36,7 @@ pub enum CopyError {
     Write {
         /// The copy.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// A signal asked the launcher to stop.

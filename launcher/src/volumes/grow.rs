@@ -28,7 +28,7 @@ pub enum GrowError {
     File {
         /// The image.
         path: PathBuf,
-        /// The cause.
+        /// The error of the system.
         source: io::Error,
     },
     /// The new size is not larger.

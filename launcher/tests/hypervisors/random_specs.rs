@@ -11,6 +11,7 @@ use launcher::spec::{Hypervisor, MachineSpec};
 use nix::unistd::{User, chown};
 use serde_json::{Map, Value, json};
 use std::fs;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
@@ -383,9 +384,9 @@ impl Random {
 
     fn share(&mut self, hypervisor: Hypervisor, index: usize) -> Value {
         let proto = match hypervisor {
-            Hypervisor::Qemu | Hypervisor::Crosvm => self.pick(&["9p", "virtiofs"]),
             Hypervisor::CloudHypervisor => "virtiofs",
             Hypervisor::Firecracker | Hypervisor::Kvmtool => "9p",
+            _ => self.pick(&["9p", "virtiofs"]),
         };
         let tag = format!("{}{index}", self.pick(&["tag", "t.a-g_", "a,b", "a=b", "UPPER"]));
         let mut share = json!({
@@ -469,14 +470,14 @@ impl Random {
                 );
                 "firecracker"
             }
-            Hypervisor::Crosvm => "crosvm",
-            Hypervisor::Kvmtool => "kvmtool",
+            _ => hypervisor.as_str(),
         };
         // The probe guest has no driver for virtio devices of that kind.
         let known: Vec<_> =
             extra_arguments(hypervisor).into_iter().filter(|known| !known.ends_with("|pci-legacy")).collect();
-        let count = if self.one_in(2) { 0 } else { 1 + self.some(2) };
-        let extra: Vec<&str> = (0..count).flat_map(|_| self.pick(&known).split('|')).collect();
+        let count = if known.is_empty() || self.one_in(2) { 0 } else { 1 + self.some(2) };
+        let extra: Vec<String> =
+            (0..count).flat_map(|_| self.pick(&known).split('|').map(str::to_owned).collect::<Vec<_>>()).collect();
         fields.insert("extraArgs".to_owned(), json!(extra));
         (name, fields.into())
     }
@@ -484,13 +485,11 @@ impl Random {
 
 /// Returns arguments that the hypervisor itself supports. Each one either works beside the
 /// launcher's own or must be refused.
-fn extra_arguments(hypervisor: Hypervisor) -> Vec<&'static str> {
-    let text = match hypervisor {
-        Hypervisor::Qemu => include_str!("../../../fixtures/extra-arguments/qemu.txt"),
-        Hypervisor::CloudHypervisor => include_str!("../../../fixtures/extra-arguments/cloud-hypervisor.txt"),
-        Hypervisor::Firecracker => include_str!("../../../fixtures/extra-arguments/firecracker.txt"),
-        Hypervisor::Crosvm => include_str!("../../../fixtures/extra-arguments/crosvm.txt"),
-        Hypervisor::Kvmtool => include_str!("../../../fixtures/extra-arguments/kvmtool.txt"),
-    };
-    text.lines().collect()
+fn extra_arguments(hypervisor: Hypervisor) -> Vec<String> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/extra-arguments");
+    match fs::read_to_string(directory.join(format!("{hypervisor}.txt"))) {
+        Ok(text) => text.lines().map(str::to_owned).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => panic!("{error}"),
+    }
 }
