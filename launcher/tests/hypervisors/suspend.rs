@@ -65,7 +65,7 @@ fn text(output: &Output) -> String {
 
 /// Suspends the machine, and waits until its launcher has ended.
 fn suspend(machine: &TestMachine, running: &mut Running<'_>) {
-    let suspended = machine.output(&["suspend", "machine.json"]);
+    let suspended = machine.output(&["suspend", "web"]);
     assert!(suspended.status.success(), "{}\n{}\n{}", text(&suspended), running.messages(), running.console());
     assert!(text(&suspended).starts_with("web is suspended: "), "{}", text(&suspended));
     running.end_well();
