@@ -35,6 +35,7 @@ pub use error::ImperativeError;
 pub use flake::FlakeReference;
 pub use layout::{Layout, Machine};
 pub use list::{Evaluation, ListOptions, ListedActivity, Measurement, Row, UpdateState, list};
+pub use lock::NamesLock;
 pub use nix::BuildOutput;
 pub use parallel::in_parallel;
 pub use pci::PciBus;

@@ -402,8 +402,8 @@ fn kill_and_repeat(host: &mut Host, command: &[&str], step: &str) -> bool {
     let names = |directory: &str| {
         let entries = fs::read_dir(host.path(directory)).unwrap();
         let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        // The next command takes over the lock of a killed process.
-        names.retain(|name| name != ".web.lock");
+        // The next command takes over the locks of a killed process.
+        names.retain(|name| ![".web.lock", ".names@.lock"].contains(&name.as_str()));
         names.sort();
         names
     };

@@ -74,6 +74,9 @@ let
       (unless (isMachineName name) "machines.${name}"
         "use 1 to 64 letters, digits, `.`, `_` and `-`, starting with a letter or `_`"
       )
+      (unless (!(cfg.machines ? "booted-${name}")) "machines.booted-${name}"
+        "would have the same garbage collection root as `${name}`; rename one of them"
+      )
       (unless (!builtins.elem name config.microvm.autostart) "machines.${name}"
         "the cluster starts this machine, so its hosts must not: set microvm.vms.${name}.autostart to false"
       )

@@ -35,6 +35,10 @@ in
           assertion = isMachineName name;
           message = "microvm.vms.${name}: use 1 to 64 letters, digits, `.`, `_` and `-`, starting with a letter, a digit or `_`";
         }
+        {
+          assertion = !(config.microvm.vms ? "booted-${name}");
+          message = "microvm.vms.booted-${name}: would have the same garbage collection root as `${name}`; rename one of them";
+        }
       ]) config.microvm.vms
     )
   );

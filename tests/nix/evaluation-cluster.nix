@@ -172,6 +172,9 @@ in
       autostart = [
         "machines.web: the cluster starts this machine, so its hosts must not: set microvm.vms.web.autostart to false"
       ];
+      root = [
+        "machines.booted-web: would have the same garbage collection root as `web`; rename one of them"
+      ];
       suspended = [
         "machines.web: the cluster moves this machine to another host at shutdown, so its hosts must not suspend it: list only other machines in microvm.host.suspendOnShutdown"
       ];
@@ -223,6 +226,10 @@ in
           machines.web.flake.nixosConfigurations.web = machine;
         };
       });
+      root = of {
+        machines.web.flake.nixosConfigurations.web = machine;
+        machines.booted-web.flake.nixosConfigurations.booted-web = machine;
+      };
       suspended = refusals (host {
         microvm.host.suspendOnShutdown = true;
         microvm.cluster = {

@@ -201,6 +201,8 @@ in
           updateFlake = "path:/srv";
         };
         vms."-x".evaluatedConfig = guest;
+        vms.web.evaluatedConfig = guest;
+        vms.booted-web.evaluatedConfig = guest;
         vms.xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx.evaluatedConfig = guest;
       }).config.assertions
   );

@@ -24,7 +24,8 @@ use program::user::Identity;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Why a machine was not cloned. Nothing is left behind.
+/// Why a machine was not cloned. Nothing is left behind, except after [`ImperativeError::Created`]: the clone is complete
+/// then.
 #[derive(Debug, thiserror::Error)]
 pub enum CloneError {
     /// The new machine exists.

@@ -75,10 +75,9 @@ pub fn delete(layout: &Layout, name: &MachineName) -> Result<(), ImperativeError
 /// Returns what an interrupted command has left of a machine that does not exist.
 fn remains(layout: &Layout, machine: &Machine) -> Option<Removal> {
     let directory = layout.unfinished(machine);
-    let roots = layout.gc_roots_of(machine).map(|(root, _)| root);
-    let found = [directory.clone(), layout.building(machine), layout.temporary_gc_root(machine)]
+    let found = [directory.clone(), layout.building(machine)]
         .into_iter()
-        .chain(roots)
+        .chain(layout.existing_gc_roots(machine))
         .find(|path| fs::symlink_metadata(path).is_ok())?;
     let unfinished = Machine { name: machine.name.clone(), directory };
     Some(Removal { directory: found, files: files_of(&unfinished).unwrap_or_default() })

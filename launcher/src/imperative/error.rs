@@ -19,6 +19,14 @@ pub enum ImperativeError {
     /// Roots of the garbage collection of the new machine and of another one would have the same name.
     #[error("{} and {} would have the same root of the garbage collection: choose another name", .0[0], .0[1])]
     SharedRoot([String; 2]),
+    /// A new machine has its final name, but what follows failed.
+    #[error("{directory} was created, but then an error occurred: {source}; check the disk")]
+    Created {
+        /// Its state directory.
+        directory: PathBuf,
+        /// What failed.
+        source: Box<ImperativeError>,
+    },
     /// The machine does not exist.
     #[error("there is no machine {name}: {directory} does not exist{}", suggestion(near.as_deref()))]
     Missing {
@@ -117,7 +125,12 @@ impl ImperativeError {
     pub fn is_bad_input(&self) -> bool {
         !matches!(
             self,
-            Self::File { .. } | Self::NoProgram { .. } | Self::Program { .. } | Self::NoFlake { .. } | Self::State(_)
+            Self::File { .. }
+                | Self::Created { .. }
+                | Self::NoProgram { .. }
+                | Self::Program { .. }
+                | Self::NoFlake { .. }
+                | Self::State(_)
         )
     }
 }

@@ -1,5 +1,6 @@
 //! The directories that contain a host's machines.
 
+use super::lock::NamesLock;
 use super::{FlakeReference, ImperativeError, MachineName};
 use crate::identity::{CLONE_FILE, CloneRecord};
 use nix::errno::Errno;
@@ -114,12 +115,25 @@ impl Layout {
 
     /// Refuses a new machine that would have a root of another one, such as `booted-web` beside `web`: one of them would
     /// lose its runner to the garbage collection.
-    pub fn refuse_shared_root(&self, machine: &Machine) -> Result<(), ImperativeError> {
+    pub(super) fn refuse_shared_root(&self, machine: &Machine) -> Result<(), ImperativeError> {
         let name = machine.name.as_str();
         let others = [name.strip_prefix(BOOTED_ROOT).map(str::to_owned), Some(format!("{BOOTED_ROOT}{name}"))];
         let others = others.into_iter().flatten().filter_map(|other| MachineName::new(&other).ok());
         let existing = others.map(|other| self.machine(&other)).find(|other| other.directory.is_dir());
         existing.map_or(Ok(()), |other| Err(ImperativeError::SharedRoot([name.to_owned(), other.name.to_string()])))
+    }
+
+    /// Repeats the check of [`Layout::refuse_shared_root`] for a machine that does not exist yet. Until the lock is
+    /// dropped, no other process gives a machine its name.
+    ///
+    /// # Errors
+    /// Returns [`ImperativeError::SharedRoot`] or [`ImperativeError::File`].
+    pub fn reserve_name(&self, machine: &Machine) -> Result<NamesLock, ImperativeError> {
+        let lock = NamesLock::take(self)?;
+        if fs::symlink_metadata(&machine.directory).is_err() {
+            self.refuse_shared_root(machine)?;
+        }
+        Ok(lock)
     }
 
     /// Creates a temporary root that refers directly to a runner, until the machine's own roots refer to it.
@@ -170,13 +184,18 @@ impl Layout {
         Ok(())
     }
 
+    /// Returns the machine's roots that exist. A link of the same name that refers to another machine is not among them.
+    pub(super) fn existing_gc_roots(&self, machine: &Machine) -> Vec<PathBuf> {
+        let roots = self.gc_roots_of(machine).into_iter();
+        let own = roots.filter(|(root, target)| fs::read_link(root).is_ok_and(|found| found == *target));
+        let temporary = self.temporary_gc_root(machine);
+        let temporary = fs::symlink_metadata(&temporary).is_ok().then_some(temporary);
+        own.map(|(root, _)| root).chain(temporary).collect()
+    }
+
     /// Removes all roots of the machine. Missing ones are not an error.
     pub(super) fn remove_gc_roots(&self, machine: &Machine) -> Result<(), ImperativeError> {
-        let [(current, _), (booted, _)] = self.gc_roots_of(machine);
-        for root in [current, booted, self.temporary_gc_root(machine)] {
-            remove_link(&root)?;
-        }
-        Ok(())
+        self.existing_gc_roots(machine).iter().try_for_each(|root| remove_link(root))
     }
 
     /// Returns the directory of a machine that is being created or deleted. The leading dot distinguishes it from all
@@ -347,6 +366,19 @@ mod tests {
             assert!(error.starts_with(&format!("{name} and {other} would have the same root")), "{error}");
         }
         refused("web-booted").expect("another root");
+    }
+
+    #[test]
+    fn a_root_that_refers_to_another_machine_is_not_removed() {
+        let host = tempfile::tempdir().expect("a directory");
+        let layout = Layout::at(host.path(), host.path().join("gcroots"));
+        let machine = |name: &str| layout.machine(&MachineName::new(name).expect("a name"));
+        let roots = || fs::read_dir(host.path().join("gcroots")).expect("the roots").count();
+        layout.add_gc_roots(&machine("web")).expect("the roots of web");
+        layout.remove_gc_roots(&machine("booted-web")).expect("nothing to remove");
+        assert_eq!(roots(), 2);
+        layout.remove_gc_roots(&machine("web")).expect("the roots of web");
+        assert_eq!(roots(), 0);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Locks that let only one process at a time create, update or delete a machine.
+//! Locks that let only one process at a time create, update or delete a machine, or give machines their names.
 
 use super::layout::DIRECTORY_MODE;
 use super::{ImperativeError, Layout, MachineName};
@@ -15,13 +15,43 @@ use std::path::PathBuf;
 /// because that may not exist yet and can be changed by the machine's user.
 #[derive(Debug)]
 pub(super) struct MachineLock {
-    path: PathBuf,
-    _lock: Flock<File>,
+    _lock: FileLock,
 }
 
 impl MachineLock {
     /// Waits until no other process is changing the machine.
     pub(super) fn take(layout: &Layout, name: &MachineName) -> Result<Self, ImperativeError> {
+        Ok(Self { _lock: FileLock::take(layout, name.as_str(), &format!("changing {name}"))? })
+    }
+}
+
+/// The name of the lock that all new machines share. No machine can have it, because the names of machines contain no
+/// `@`.
+const NAMES: &str = "names@";
+
+/// Prevents other processes from giving a new machine its name while it is held. A process that has the lock of a
+/// machine may wait for it, but not the reverse.
+#[derive(Debug)]
+pub struct NamesLock {
+    _lock: FileLock,
+}
+
+impl NamesLock {
+    /// Waits until no other process is giving a machine its name.
+    pub(super) fn take(layout: &Layout) -> Result<Self, ImperativeError> {
+        Ok(Self { _lock: FileLock::take(layout, NAMES, "creating a machine")? })
+    }
+}
+
+/// A locked file in the directory of the machines.
+#[derive(Debug)]
+struct FileLock {
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl FileLock {
+    fn take(layout: &Layout, name: &str, activity: &str) -> Result<Self, ImperativeError> {
         let directory = Directory::make(layout.machines(), DIRECTORY_MODE, None)
             .map_err(ImperativeError::file(layout.machines()))?;
         let file_name = format!(".{name}.lock");
@@ -31,7 +61,7 @@ impl MachineLock {
             let file = place.open_or_create(0o600).map_err(ImperativeError::file(&path))?;
             let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Err((file, Errno::EWOULDBLOCK)) => {
-                    message(&format!("waiting for {}, which is changing {name}", holder(&file)));
+                    message(&format!("waiting for {}, which is {activity}", holder(&file)));
                     Flock::lock(file, FlockArg::LockExclusive)
                 }
                 other => other,
@@ -44,7 +74,7 @@ impl MachineLock {
     }
 }
 
-impl Drop for MachineLock {
+impl Drop for FileLock {
     fn drop(&mut self) {
         // Removed while the lock is held: a process that waits for the lock detects this and creates a new file.
         let _ = Place::nofollow(&self.path).and_then(|place| place.remove());

@@ -253,7 +253,9 @@ impl<'run> Agent<'run> {
             return Ok(());
         }
         let machine = self.machine();
+        let names = self.layout.reserve_name(&machine)?;
         let directory = StateDirectory::make(&self.layout, &machine)?;
+        drop(names);
         directory.set_current(&self.layout, runner)?;
         directory.set_origin(&self.layout, None, runner)?;
         directory.adopt(&self.layout)?.iter().for_each(|line| (self.message)(line));
@@ -535,7 +537,7 @@ fn last_errors(text: &str) -> Option<String> {
 /// Returns the error that a program of this project has printed.
 pub(super) fn last_error(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
-    let line = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    let line = text.lines().rfind(|line| !line.trim().is_empty() && !line.starts_with("hint: ")).unwrap_or_default();
     let line = line.strip_prefix("error: ").unwrap_or(line);
     if line.is_empty() { format!("microvm unit ended with {}", output.status) } else { one_line(line).into_owned() }
 }

@@ -181,6 +181,7 @@ impl AgentError {
             Self::NoRunner(_)
             | Self::NotCopied { .. }
             | Self::NotARunner(_)
+            | Self::Host(ImperativeError::SharedRoot(_))
             | Self::NoMigrateDirectory { .. }
             | Self::MigrateDirectoryIsOpen(_) => ExitCode::Installed,
             Self::NotRunning(_) => ExitCode::NotRunning,

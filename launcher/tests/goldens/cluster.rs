@@ -217,6 +217,11 @@ fn clusters_that_cannot_work_are_refused_with_what_to_do() {
         ),
         ("/machines/web2/timeouts", json!({"start": 0}), "machines.web2.timeouts.start: must be at least 1"),
         ("/machines/web2/runner", json!("result"), "machines.web2.runner: `result` must be an absolute path"),
+        (
+            "/machines/booted-web",
+            json!({"runner": "/nix/store/x"}),
+            "machines.booted-web: would have the same garbage collection root as `web`; rename one of them",
+        ),
         ("/machines/7up", json!({"runner": "/nix/store/x"}), "machines.7up: `7up` must start with a letter or `_`"),
     ];
     for (pointer, value, expected) in cases {

@@ -203,10 +203,9 @@ fn directory_of(layout: &Layout, machine: &Machine) -> Result<StateDirectory, Fa
 
 fn install(layout: &Layout, arguments: &InstallArguments) -> Result<(), Failure> {
     let machine = layout.machine(&arguments.machine.name);
-    if fs::symlink_metadata(&machine.directory).is_err() {
-        layout.refuse_shared_root(&machine).map_err(failed)?;
-    }
+    let names = layout.reserve_name(&machine).map_err(failed)?;
     let directory = StateDirectory::make(layout, &machine).map_err(failed)?;
+    drop(names);
     directory.set_current(layout, &arguments.runner).map_err(failed)?;
     directory.set_origin(layout, arguments.flake.as_deref(), &arguments.runner).map_err(failed)?;
     // A running machine that uses the former shared user is assigned its own user at its next start.

@@ -21,6 +21,9 @@ pub(super) fn check(
     for (name, machine) in &cluster.machines {
         let place = format!("machines.{name}");
         findings.name(&place, name);
+        let booted = format!("booted-{name}");
+        let reason = format!("would have the same garbage collection root as `{name}`; rename one of them");
+        findings.unless(!cluster.machines.contains_key(&booted), format!("machines.{booted}"), reason);
         findings.path(&format!("{place}.runner"), &machine.runner);
         for node in &machine.prefer {
             findings.known(&format!("{place}.prefer"), "host", node, cluster.nodes.keys());
