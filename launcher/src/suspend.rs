@@ -29,7 +29,7 @@ use files::Unfinished;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::stat::{Mode, fchmod};
-use program::place::Place;
+use program::place::{Directory, Place};
 use program::user::{Identity, NoSuchUser};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -105,11 +105,12 @@ pub enum SuspendError {
         /// The error of the JSON parser.
         source: serde_json::Error,
     },
-    /// The disk is full.
+    /// The disk is probably full.
     #[error(
-        "{directory}: {source}; the disk is full, and what is saved needs up to {memory_mib} MiB: free some space there"
+        "{directory}: {source}; the disk is almost full, and what is saved needs up to {memory_mib} MiB: free some space \
+         there"
     )]
-    DiskFull {
+    AlmostFull {
         /// The directory.
         directory: HostPath,
         /// The memory of the machine.
@@ -273,8 +274,10 @@ pub fn timeout_of(stamp: &Stamp) -> Duration {
     MIN_TIMEOUT + Duration::from_secs(memory_mib(stamp).saturating_mul(SECONDS_PER_GIB) / 1024)
 }
 
+/// Returns the memory that the machine may have, including all of its hotplug memory.
 fn memory_mib(stamp: &Stamp) -> u64 {
-    stamp.machine_spec.get("mem").and_then(serde_json::Value::as_u64).unwrap_or(0)
+    let mib = |option: &str| stamp.machine_spec.get(option).and_then(serde_json::Value::as_u64).unwrap_or(0);
+    mib("mem").saturating_add(mib("hotplugMem"))
 }
 
 /// Refuses a machine that cannot be suspended, before anything happens.
@@ -329,8 +332,9 @@ fn save<'owner>(
     };
     controller.clone().with_timeout(timeout_of(&stamp)).save(&saved).map_err(|source| {
         // What the hypervisor has written is still there.
-        match is_almost_full(unfinished.path().as_path()) {
-            true => SuspendError::DiskFull { directory: unfinished.path(), memory_mib: memory_mib(&stamp), source },
+        let directory = Directory::open(unfinished.path().as_path());
+        match directory.is_ok_and(|directory| is_almost_full(&directory, owner)) {
+            true => SuspendError::AlmostFull { directory: unfinished.path(), memory_mib: memory_mib(&stamp), source },
             false => source.into(),
         }
     })?;
@@ -494,4 +498,24 @@ pub fn keeps_store_disk(launch: &Launch, image: Option<&Path>) -> bool {
     let absolute = |path: &HostPath| path.below(&launch.working_directory);
     let (plan, own) = (absolute(&need.plan), absolute(&need.image));
     !state.was_resumed() && stamp.has_store_disk(need, plan.as_path(), image.unwrap_or(own.as_path()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_plugged_later_is_saved_too() {
+        let stamp: Stamp = serde_json::from_value(serde_json::json!({
+            "version": 1, "suspendedUnixSeconds": 5, "machineSpec": {"mem": 1024, "hotplugMem": 3072}, "cpu": null,
+            "files": {}, "volumes": {},
+            "hypervisor": {
+                "version": "1.0.0", "program": "/bin/qemu", "arguments": [],
+                "file": {"sizeBytes": 1, "modified": "1.000000000"},
+            },
+        }))
+        .expect("a stamp");
+        assert_eq!(memory_mib(&stamp), 4096);
+        assert_eq!(timeout_of(&stamp), Duration::from_secs(120 + 4 * 64));
+    }
 }

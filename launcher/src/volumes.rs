@@ -25,12 +25,14 @@ use crate::shell::quote;
 use crate::spec::ImageType;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::statvfs::statvfs;
+use nix::sys::statvfs::fstatvfs;
+use nix::unistd::geteuid;
 use program::place::Place;
 use program::user::Identity;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -190,12 +192,17 @@ pub enum VolumeError {
     Interrupted(#[from] Interrupted),
 }
 
-/// A disk with less space than this is full: the last blocks are too few for most writes.
+/// A disk with less space than this is almost full: the last blocks are too few for most writes.
 const ALMOST_NO_BYTES: u64 = 1 << 20;
 
-/// Whether the disk with this file or directory is full. Programs that cannot write do not all say so.
-pub(crate) fn is_almost_full(path: &Path) -> bool {
-    statvfs(path).is_ok_and(|found| found.blocks_available() * found.fragment_size() < ALMOST_NO_BYTES)
+/// Whether the disk with this file or directory is almost full for `writer`, or for the user of this process. Programs
+/// that cannot write do not all say so. Root can also use the blocks that are reserved for it.
+pub(crate) fn is_almost_full(place: &impl AsFd, writer: Option<&Identity>) -> bool {
+    let is_root = writer.map_or_else(geteuid, Identity::user).is_root();
+    fstatvfs(place).is_ok_and(|found| {
+        let blocks = if is_root { found.blocks_free() } else { found.blocks_available() };
+        blocks * found.fragment_size() < ALMOST_NO_BYTES
+    })
 }
 
 /// Whether a volume was created.

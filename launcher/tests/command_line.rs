@@ -318,12 +318,15 @@ fn a_machine_without_a_runner_and_an_unknown_one_are_reported_once_and_in_words(
 
 #[test]
 fn a_missing_name_is_reported_with_the_option_for_all_machines() {
-    for (command, expected) in
-        [("suspend", "<MACHINES|--all>"), ("update", "<NAMES|--all>"), ("restart", "<NAMES|--outdated>")]
-    {
+    for (command, expected, usage) in [
+        ("suspend", "<MACHINES|--all>", "[OPTIONS] <MACHINES...|--all>"),
+        ("update", "<NAMES|--all>", "[OPTIONS] <NAMES...|--all>"),
+        ("restart", "<NAMES|--outdated>", "<NAMES...|--outdated>"),
+    ] {
         let output = microvm(&[command]);
         assert_eq!(output.status.code(), Some(2));
         assert!(stderr(&output).contains(&format!("were not provided:\n  {expected}\n")), "{}", stderr(&output));
+        assert!(stderr(&output).contains(&format!("Usage: microvm {command} {usage}\n")), "{}", stderr(&output));
         let option = expected.trim_end_matches('>').rsplit('|').next().unwrap();
         let output = microvm(&[command, option, "web"]);
         assert_eq!(output.status.code(), Some(2));

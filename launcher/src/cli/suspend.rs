@@ -26,6 +26,7 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(20);
 /// them
 #[derive(clap::Args)]
 #[command(group = ArgGroup::new("which").required(true).args(["machines", "all"]))]
+#[command(override_usage = "microvm suspend [OPTIONS] <MACHINES...|--all>")]
 pub(crate) struct Arguments {
     /// The machines: their names or their spec files
     machines: Vec<String>,
@@ -154,9 +155,15 @@ fn as_user_of_machine(task: &[&str]) -> Result<Vec<u8>, Failure> {
     if output.status.success() {
         return Ok(output.stdout);
     }
-    let text = String::from_utf8_lossy(&output.stderr);
-    let problems = text.lines().map(|line| line.strip_prefix("error: ").unwrap_or(line).to_owned());
-    Err(Failure::problems(problems.collect()))
+    Err(failure_of(&String::from_utf8_lossy(&output.stderr)))
+}
+
+/// Returns the failure that another process of this program has printed.
+fn failure_of(messages: &str) -> Failure {
+    let (hints, problems): (Vec<&str>, Vec<&str>) = messages.lines().partition(|line| line.starts_with("hint: "));
+    let problems = problems.into_iter().map(|line| line.strip_prefix("error: ").unwrap_or(line).to_owned());
+    let hints = hints.into_iter().filter_map(|line| line.strip_prefix("hint: "));
+    hints.fold(Failure::problems(problems.collect()), Failure::with_further_hint)
 }
 
 pub(crate) fn resume(arguments: &ResumeArguments) -> Result<(), Failure> {
@@ -266,4 +273,16 @@ pub(crate) fn save_for_service(name: &str, after_save: AfterSave) -> Result<Save
 pub(crate) fn continue_for_service(name: &str) -> Result<(), Failure> {
     let state = RuntimeDirectory::locate().and_then(|runtime| runtime.machine(name)).map_err(failed)?;
     continue_machine(&state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hint_of_a_process_of_the_machines_user_stays_a_hint() {
+        let printed = "error: web: vsock: cannot be saved\nerror: web: shares: cannot be saved\nhint: stop it\n";
+        let (lines, _) = failure_of(printed).report();
+        assert_eq!(lines, printed.lines().collect::<Vec<_>>());
+    }
 }

@@ -71,7 +71,7 @@ pub enum GrowError {
         status: ExitStatus,
         /// Its output.
         output: String,
-        /// The remedy, if the disk is full.
+        /// The remedy, if the disk is almost full.
         hint: &'static str,
     },
     /// A copy of its file system could not grow.
@@ -81,7 +81,7 @@ pub enum GrowError {
         path: PathBuf,
         /// What the program printed.
         reason: String,
-        /// The remedy, if the disk is full.
+        /// The remedy, if the disk is almost full.
         hint: &'static str,
     },
     /// A signal asked the launcher to stop.
@@ -89,7 +89,7 @@ pub enum GrowError {
     Interrupted(#[from] Interrupted),
 }
 
-const FULL: &str = "; the disk of the image is full: free some space there";
+const FULL: &str = "; the disk of the image is almost full: free some space there";
 
 /// What remains to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -277,7 +277,7 @@ impl<'a> ExtTools<'a> {
         }
         let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (path, output) = (self.image.to_owned(), output.trim().to_owned());
-        let is_full = is_almost_full(&descriptor_path(self.file));
+        let is_full = is_almost_full(&self.file, None);
         Err(GrowError::Program { program: name, path, status, output, hint: if is_full { FULL } else { "" } })
     }
 }

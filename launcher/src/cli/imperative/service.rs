@@ -19,6 +19,7 @@ pub(crate) struct StartArguments {
 /// Restart machines of this host, with their newest runners
 #[derive(clap::Args)]
 #[command(group = ArgGroup::new("which").required(true).args(["names", "outdated"]))]
+#[command(override_usage = "microvm restart <NAMES...|--outdated>")]
 pub(crate) struct RestartArguments {
     /// The machines
     #[arg(value_parser = name_of)]

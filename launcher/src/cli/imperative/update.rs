@@ -14,6 +14,7 @@ use program::output::{message, print};
 /// Several machines are built in parallel. If one fails, the others are still updated, and the exit code is not 0.
 #[derive(clap::Args)]
 #[command(group = ArgGroup::new("which").required(true).args(["names", "all"]))]
+#[command(override_usage = "microvm update [OPTIONS] <NAMES...|--all>")]
 pub(crate) struct Arguments {
     /// The machines
     #[arg(value_parser = name_of)]
