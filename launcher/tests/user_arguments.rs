@@ -251,6 +251,8 @@ fn options_of_cloud_hypervisor_are_merged() {
     assert_eq!(value(&on(&["--cpus=topology=1:1:1:1"]), "--cpus"), "boot=1,max=1,topology=1:1:1:1");
     assert_eq!(value(&on(&["--memory", "prefault=on"]), "--memory"), "size=512M,mergeable=on,prefault=on");
     assert_eq!(value(&on(&["--memory", "shared=on"]), "--memory"), "size=512M,shared=on");
+    let words = on(&["--memory", "prefault=on", "thp=off"]);
+    assert_eq!(value(&words, "--memory"), "size=512M,mergeable=on,prefault=on,thp=off");
     assert_eq!(value(&on(&["--serial", "file=/tmp/x"]), "--serial"), "file=/tmp/x");
     assert_eq!(value(&on(&["--console", "pty", "-v"]), "--console"), "pty");
     assert_eq!(value(&on(&["--seccomp", "log"]), "--seccomp"), "log");
@@ -281,6 +283,8 @@ fn options_of_the_spec_cannot_be_given_to_cloud_hypervisor_again() {
         (["--cmdline", "quiet"], "use kernelParams"),
         (["--api-socket=x", "-v"], "use socket"),
         (["--memory", "shared=on,mergeable=on"], "leave `mergeable=on` out"),
+        (["--memory=size=1G", "mergeable=on"], "takes size of --memory from mem; set that"),
+        (["--memory=shared=on", "mergeable=on"], "leave `mergeable=on` out"),
         (["--no-shutdown", "-v"], "would keep running after the guest has shut down"),
         (["--restore", "source_url=file:///x"], "does not accept --restore here"),
     ] {

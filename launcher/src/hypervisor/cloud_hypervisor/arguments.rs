@@ -9,6 +9,13 @@ pub(super) struct Item {
     pub(super) values: Vec<String>,
 }
 
+impl Item {
+    /// Returns the pairs of all values.
+    pub(super) fn pairs(&self) -> Pairs {
+        self.values.iter().flat_map(|value| pairs(value)).collect()
+    }
+}
+
 /// `key=value` in their order; a word without `=` has no value.
 pub(super) type Pairs = Vec<(String, Option<String>)>;
 

@@ -39,7 +39,7 @@ pub(super) fn share_memory(builder: &mut LaunchBuilder<'_>, items: &mut [Item]) 
     });
     let Some(option) = needs.map(|item| item.option.clone()) else { return false };
     let Some(memory) = items.iter_mut().find(|item| item.option == "--memory") else { return false };
-    let mut keys = pairs(&memory.values.concat());
+    let mut keys = memory.pairs();
     if is_on(&keys, "shared") || is_on(&keys, "hugepages") {
         return false;
     }
@@ -58,9 +58,7 @@ pub(super) fn check(builder: &mut LaunchBuilder<'_>, items: &[Item]) {
     if builder.spec.sections.cloud_hypervisor.extra_args.is_empty() {
         return;
     }
-    let value = |option: &str| {
-        items.iter().find(|item| item.option == option).map(|item| pairs(&item.values.concat())).unwrap_or_default()
-    };
+    let value = |option: &str| items.iter().find(|item| item.option == option).map(Item::pairs).unwrap_or_default();
     check_cpus(builder, &value("--cpus"));
     check_memory(builder, &value("--memory"), &value("--balloon"));
     check_segments(builder, items, &value("--platform"));

@@ -2,7 +2,7 @@
 //! options are merged key by key, replaced, or refused.
 
 use super::super::launch_builder::LaunchBuilder;
-use super::arguments::{self, Item, OPTION, Pairs, is_on, pairs, text_of};
+use super::arguments::{self, Item, OPTION, Pairs, is_on, text_of};
 use super::conditions;
 use crate::path::HostPath;
 
@@ -75,14 +75,14 @@ pub(super) fn merge(builder: &mut LaunchBuilder<'_>, own: Vec<String>) -> Merged
         merged.serial_is_ours &= item.option != "--serial" || item.values == ["tty"];
         match place {
             Some(at) if MERGED.contains(&item.option.as_str()) => {
-                let value = merge_value(builder, &item, &items[at].values.concat());
+                let value = merge_value(builder, &item, items[at].pairs());
                 items[at].values = vec![value];
             }
             Some(at) if REPLACED.contains(&item.option.as_str()) || item.values.is_empty() => items[at] = item,
             _ => {
                 if item.option == "--vsock" {
                     // A socket left over from an earlier start would make the start fail.
-                    let socket = pairs(&item.values.concat()).into_iter().find(|(key, _)| key == "socket");
+                    let socket = item.pairs().into_iter().find(|(key, _)| key == "socket");
                     builder.needs.sockets_to_remove.extend(socket.and_then(|(_, path)| path).map(HostPath::new));
                 }
                 items.push(item);
@@ -95,10 +95,9 @@ pub(super) fn merge(builder: &mut LaunchBuilder<'_>, own: Vec<String>) -> Merged
     merged
 }
 
-/// Merges the user's keys into our value.
-fn merge_value(builder: &mut LaunchBuilder<'_>, item: &Item, own: &str) -> String {
-    let mut merged = pairs(own);
-    for (key, value) in pairs(&item.values.concat()) {
+/// Merges the user's keys into those of our value.
+fn merge_value(builder: &mut LaunchBuilder<'_>, item: &Item, mut merged: Pairs) -> String {
+    for (key, value) in item.pairs() {
         let ours = merged.iter().position(|(own, _)| *own == key);
         let spec_option = OWN_KEYS.iter().find(|(option, own, _)| *option == item.option && *own == key);
         match (ours, spec_option) {
@@ -127,7 +126,7 @@ fn merge_value(builder: &mut LaunchBuilder<'_>, item: &Item, own: &str) -> Strin
 /// Removes `mergeable` if memory is shared or consists of huge pages, because Cloud Hypervisor refuses the combination.
 fn keep_pages_apart(builder: &mut LaunchBuilder<'_>, memory: &mut Pairs, item: &Item) {
     if is_on(memory, "mergeable") && (is_on(memory, "shared") || is_on(memory, "hugepages")) {
-        if is_on(&pairs(&item.values.concat()), "mergeable") {
+        if is_on(&item.pairs(), "mergeable") {
             builder.refuse(OPTION, "cannot merge the pages of shared memory or huge pages; leave `mergeable=on` out");
         }
         memory.retain(|(key, _)| key != "mergeable");
