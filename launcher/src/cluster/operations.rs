@@ -368,6 +368,10 @@ pub fn update(name: &str, runner: &Path) -> Result<Vec<String>, OperationError> 
         }
     };
     change_runner((name, &runner), (&keep_on_hosts, &forget_on_hosts), change, current)?;
+    if !is_offline() {
+        // The machine's own root keeps the runner now.
+        let _ = on_hosts(&nodes, |node| forget_pushed((node, &this_host), name, &runner));
+    }
     let warning = |node: &&NodeStatus| {
         format!("{} is offline: it does not have the runner, unless you pushed it before", node.name)
     };
@@ -442,8 +446,8 @@ fn temporary_root(name: &str, runner: &HostPath) -> String {
     format!("{}-{hash}", pushed_root(name))
 }
 
-/// Returns the name of the root that a runner has from its push to its update. No machine can have this name, because the
-/// names of machines contain no `@`.
+/// Returns the name of the root that a runner has from its push until the machine is updated to it, or another runner is
+/// pushed. No machine can have this name, because the names of machines contain no `@`.
 fn pushed_root(name: &str) -> String {
     format!("{name}@next")
 }
@@ -481,6 +485,13 @@ fn keep(host: Host<'_>, root: &str, path: &HostPath) -> Result<(), EngineError> 
 /// Removes a garbage collection root on a host.
 fn forget(host: Host<'_>, root: &str) -> Result<(), EngineError> {
     on_host(host, &["rm", "-f", "--", &format!("{ROOTS}/{root}")])
+}
+
+/// Removes the root of a pushed runner on a host, unless another runner was pushed since. In the patterns of find(1),
+/// the only special character that the name of a store path can contain is `?`, which also matches itself.
+fn forget_pushed(host: Host<'_>, name: &str, runner: &HostPath) -> Result<(), EngineError> {
+    let root = format!("{ROOTS}/{}", pushed_root(name));
+    on_host(host, &["find", &root, "-maxdepth", "0", "-lname", runner.as_str(), "-delete"])
 }
 
 /// Runs a command on a host.

@@ -19,7 +19,7 @@ pub struct ClusterSpec {
     pub version: u32,
     /// The cluster's name. Hosts only join a cluster with the same name.
     pub name: String,
-    /// The hosts, by host name.
+    /// The hosts, by the names that the cluster has for them.
     pub nodes: BTreeMap<String, Node>,
     /// The key with which the hosts encrypt their messages, made by `corosync-keygen`: a file on every host, readable
     /// for root only; null means `/etc/corosync/authkey`.
