@@ -81,6 +81,8 @@ fn check_reserved(spec: &MachineSpec, disks: &[Disk], findings: &mut Findings) {
         };
         let reason = if OWN_FILES.contains(&image) {
             format!("`{image}` is a file that microvm keeps in the state directory; choose another name")
+        } else if Path::new(image) == suspended {
+            format!("`{image}` is the directory in which microvm keeps the suspended machine; choose another name")
         } else if Path::new(image).starts_with(&suspended) {
             let suspended = suspended.display();
             format!(

@@ -120,6 +120,10 @@ fn each_rule_reports_exactly_one_problem() {
             "web: volumes[0].image: `web.suspended/var.img` is in `web.suspended`, which is deleted when the machine resumes",
         ),
         (
+            json!({"volumes": [{"image": "web.suspended", "size": 1}]}),
+            "web: volumes[0].image: `web.suspended` is the directory in which microvm keeps the suspended machine",
+        ),
+        (
             json!({"storeDisk": {"plan": "/p", "image": "a", "verity": true}, "volumes": [{"image": "a.verity.json", "size": 1}]}),
             "web: volumes[0].image: `a.verity.json` is the file with the root hash of the store disk",
         ),
