@@ -1,4 +1,4 @@
-# What no service of this module needs is forbidden to all of them: systemd.exec(5).
+# The settings that the confined services of this module share: systemd.exec(5).
 {
   LockPersonality = true;
   PrivateTmp = true;

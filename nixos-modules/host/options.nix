@@ -163,7 +163,8 @@ in
         example = [ "web" ];
         description = ''
           Whether machines are suspended instead of shut down when the host shuts down or reboots: all of them, or only those
-          listed. If a machine's runner or host has changed by its next start, the machine boots and finds its volumes as after a power cut. A machine that cannot be suspended is shut down.
+          listed. If a machine's runner or host has changed by its next start, the machine boots and finds its volumes as after
+          a power cut. A machine that cannot be suspended is shut down.
         '';
       };
       useNotifySockets = mkOption {

@@ -149,7 +149,7 @@ in
     optimize.enable = mkOption {
       type = types.bool;
       default = true;
-      description = "Whether to turn off what a microVM rarely needs: documentation, drivers of other computers in the initrd, waiting for the network, TPM, software RAID. It also turns on networkd, and on qemu, cloud-hypervisor and firecracker systemd in stage 1.";
+      description = "Whether to turn off what a microVM rarely needs: documentation, drivers of other computers in the initrd, waiting for the network, TPM, software RAID. It also turns on networkd, and on qemu, cloud-hypervisor and firecracker systemd in stage 1. It sets the kernel parameter `8250.nr_uarts=1`, and turns off `system.switch.enable` unless the guest uses the host's store and has an SSH server.";
     };
   };
 }
