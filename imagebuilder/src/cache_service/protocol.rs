@@ -101,6 +101,7 @@ pub enum Reason {
     /// The store path is not valid according to Nix.
     NotValid,
     /// The store path has another NAR hash according to Nix.
+    #[serde(rename = "otherContent")]
     NarHashMismatch,
     /// The service has reached its limit of clients or requests.
     Busy,
@@ -261,6 +262,26 @@ mod tests {
                 r#"{"answer":"refused","version":1,"reason":"notValid","message":"no"}"#,
             ),
         ] {
+            assert_eq!(String::from_utf8(answer.message().unwrap()).unwrap(), text);
+            assert_eq!(Answer::parse(text.as_bytes()).unwrap(), answer);
+        }
+    }
+
+    #[test]
+    fn a_reason_that_was_renamed_in_the_code_keeps_its_name_in_messages() {
+        for (reason, name) in [
+            (Reason::Malformed, "malformed"),
+            (Reason::Version, "version"),
+            (Reason::Encoder, "encoder"),
+            (Reason::NotValid, "notValid"),
+            (Reason::NarHashMismatch, "otherContent"),
+            (Reason::Busy, "busy"),
+            (Reason::TooSlow, "tooSlow"),
+            (Reason::NoPack, "noPack"),
+            (Reason::Failed, "failed"),
+        ] {
+            let text = format!(r#"{{"answer":"refused","version":1,"reason":"{name}","message":"no"}}"#);
+            let answer = Answer::refused(reason, "no");
             assert_eq!(String::from_utf8(answer.message().unwrap()).unwrap(), text);
             assert_eq!(Answer::parse(text.as_bytes()).unwrap(), answer);
         }
