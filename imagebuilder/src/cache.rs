@@ -263,6 +263,9 @@ impl Cache {
             .and_then(|()| publish())
             .map_err(|source| CacheError { action: "keep a pack", path: place.to_owned(), source })?;
         added.kept.push(place.to_owned());
+        // Others can open it by its name, and read it after it was removed. So it is never made shorter.
+        let is_other = |made: Arc<UnfinishedPack>| !std::ptr::eq(made.unnamed(), file);
+        added.being_made.retain(|made| made.upgrade().is_some_and(is_other));
         Ok(())
     }
 

@@ -89,13 +89,17 @@ fn packs_are_discarded_to_make_room_for_the_seal() {
     let workspace = workspace();
     workspace.run("build --paths-from a --store-dir store --no-cache --verity -q -o sealed").success();
     let image = fs::metadata(workspace.path("sealed")).unwrap().len() / 1024;
+    let mut counts = Vec::new();
     // One of these disks is full when the image and its pack are complete.
     for kibibytes in (2 * image - 40..2 * image + 40).step_by(4) {
-        let script =
-            "build a small/image --verity; cmp small/image sealed; cmp small/image.verity.json sealed.verity.json";
+        let script = "build a small/image --verity; cmp small/image sealed\n\
+                      cmp small/image.verity.json sealed.verity.json; find small/cache/v2/packs -type f | wc -l";
         let Some(output) = on_small_disk(&workspace, u32::try_from(kibibytes).unwrap(), script) else { return };
         assert_succeeded(&output);
+        // After the path of the image.
+        counts.extend(String::from_utf8(output.stdout).unwrap().lines().last().map(str::to_owned));
     }
+    assert!(counts.contains(&"0".to_owned()), "every disk had room for the pack: {counts:?}");
 }
 
 #[test]

@@ -51,8 +51,34 @@ impl UnfinishedPack {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Cache;
+    use crate::plan::PlannedPath;
+    use crate::settings::ImageSettings;
+    use crate::store_path::StorePath;
+    use std::fs;
     use std::os::unix::fs::FileExt;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn a_reader_of_a_pack_that_has_its_name_was_cut_short_on_a_full_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let (cache, settings) = (Cache::open(directory.path()).unwrap(), ImageSettings::default());
+        let path = StorePath::from_base_name("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-hello").unwrap();
+        let path = PlannedPath { path, nar_hash: Some([7; 32]), nar_size_bytes: None };
+        let [kept, unfinished] = [(); 2].map(|()| cache.new_pack(&settings).unwrap().unwrap());
+        for pack in [&kept, &unfinished] {
+            pack.write(|file| file.write_all_at(b"content", 0)).unwrap().unwrap();
+        }
+        cache.keep_pack(&path, &settings, &kept).unwrap();
+        let by_another_build = cache.find_pack(&path, &settings).unwrap().unwrap();
+        assert!(cache.make_room(0));
+        assert!(cache.find_pack(&path, &settings).unwrap().is_none());
+        let mut content = [0; 7];
+        by_another_build.file().read_exact_at(&mut content, 0).unwrap();
+        assert_eq!(&content, b"content");
+        assert!(unfinished.is_discarded() && !kept.is_discarded());
+        assert_eq!(fs::read_dir(cache.pack_directory(&settings)).unwrap().count(), 0);
+    }
 
     #[test]
     fn nothing_is_written_to_a_pack_after_it_was_discarded() {

@@ -44,6 +44,8 @@ pub struct KeptPacks {
     options: KeptPacksOptions,
     /// Used to find packs. To keep a pack, the cache is opened again, because it remembers what it has added.
     cache: Cache,
+    /// Used only to make room, which one thread does at a time: a cache that has made room keeps nothing more.
+    room: Cache,
     /// Number of bytes in the directory, counted by this process.
     size_bytes: Mutex<u64>,
 }
@@ -54,9 +56,9 @@ impl KeptPacks {
     /// # Errors
     /// The directory cannot be used.
     pub fn open(options: KeptPacksOptions) -> Result<Self, CacheError> {
-        let cache = Cache::open(&options.cache)?;
+        let (cache, room) = (Cache::open(&options.cache)?, Cache::open(&options.cache)?);
         let collected = gc(&options.cache, options.size_max_bytes, GcMode::Remove)?;
-        Ok(Self { options, cache, size_bytes: Mutex::new(collected.kept_bytes) })
+        Ok(Self { options, cache, room, size_bytes: Mutex::new(collected.kept_bytes) })
     }
 
     /// Makes a pack. If the disk is full, it removes the least recently used packs and tries once more.
@@ -78,13 +80,7 @@ impl KeptPacks {
             make_pack(&request, cancel)
         };
         match make() {
-            // Not with the cache that keeps the pack, because after making room a cache keeps nothing more.
-            Err(error)
-                if is_disk_full(&error)
-                    && Cache::open(&self.options.cache)?.make_room(wanted.nar_size_bytes.unwrap_or(0)) =>
-            {
-                make()
-            }
+            Err(error) if is_disk_full(&error) && self.room.make_room(wanted.nar_size_bytes.unwrap_or(0)) => make(),
             other => other,
         }
     }
