@@ -37,14 +37,18 @@ fn a_missing_cache_is_reported_as_empty() {
 }
 
 #[test]
-fn a_misspelt_cache_directory_was_reported_as_empty() {
+fn a_misspelt_cache_directory_is_refused() {
     let workspace = Workspace::new();
     workspace.write("file", "");
     for command in ["cache stat", "cache gc --max-size 0", "cache fsck"] {
-        for directory in ["typo", "file"] {
+        for (directory, reason) in [
+            ("typo", ": there is no such directory\nhint: a build with this --cache creates it"),
+            ("file", " is not a directory"),
+            ("file/cache", ": there is no such directory\nhint: a build with this --cache creates it"),
+        ] {
             let run = workspace.run(&format!("{command} --cache {directory}"));
             assert_eq!((run.code, &*run.stdout), (2, ""), "{command}");
-            assert_eq!(run.stderr, format!("error: --cache {directory}: there is no such directory\n"), "{command}");
+            assert_eq!(run.stderr, format!("error: --cache {directory}{reason}\n"), "{command}");
         }
     }
     assert!(!workspace.path("typo").exists());

@@ -278,6 +278,9 @@ fn commands_for_an_existing_machine_refuse_a_misspelt_state_directory_and_do_not
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
         assert!(stderr(&output).contains("typo: there is no such directory"), "{arguments:?}: {}", stderr(&output));
         assert!(!typo.exists(), "{arguments:?}");
+        let output = microvm(&[arguments, &["--state-dir", backup]].concat());
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("backup is not a directory"), "{arguments:?}: {}", stderr(&output));
     }
 }
 

@@ -42,7 +42,13 @@ impl CacheDirectoryArgs {
             let path = directory.display();
             match is_directory(directory) {
                 Ok(true) => {}
-                Ok(false) => return Err(Failure::usage(format!("--cache {path}: there is no such directory"))),
+                Ok(false) if directory.exists() => {
+                    return Err(Failure::usage(format!("--cache {path} is not a directory")));
+                }
+                Ok(false) => {
+                    return Err(Failure::usage(format!("--cache {path}: there is no such directory"))
+                        .with_hint("a build with this --cache creates it"));
+                }
                 Err(error) => return Err(Failure::failed(&error).with_context(&format!("--cache {path}"))),
             }
         }

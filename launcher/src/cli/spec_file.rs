@@ -93,6 +93,9 @@ impl Overrides {
         let directory = self.state_directory()?;
         match is_directory(directory.as_path()) {
             Ok(true) => Ok(()),
+            Ok(false) if directory.as_path().exists() => {
+                Err(Failure::usage(format!("--state-dir {directory} is not a directory")))
+            }
             Ok(false) => Err(Failure::usage(format!("--state-dir {directory}: there is no such directory"))
                 .with_hint("the first start of a machine creates its state directory: microvm run")),
             Err(error) => Err(Failure::failed(&error).with_context(&format!("--state-dir {directory}"))),
