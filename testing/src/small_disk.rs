@@ -1,7 +1,7 @@
 //! A small file system that can be filled.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -28,7 +28,11 @@ impl SmallDisk {
         } else {
             crate::missing("a tmpfs cannot be mounted here");
         }
-        fs::remove_dir_all(&before).unwrap();
+        // It does not exist if nothing could be copied.
+        match fs::remove_dir_all(&before) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            removed => removed.unwrap(),
+        }
         disk
     }
 
@@ -36,7 +40,10 @@ impl SmallDisk {
     pub fn fill(&self, left_bytes: u64) {
         let mut file = File::create(self.fills()).unwrap();
         while file.write_all(&[1; 4096]).is_ok() {}
-        file.set_len(file.metadata().unwrap().len() - left_bytes).unwrap();
+        let filled_bytes = file.metadata().unwrap().len();
+        let kept_bytes = filled_bytes.checked_sub(left_bytes);
+        file.set_len(kept_bytes.unwrap_or_else(|| panic!("only {filled_bytes} of {left_bytes} bytes were free")))
+            .unwrap();
     }
 
     /// Creates so many files that no other one can be created.
