@@ -8,8 +8,9 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::stat::fstat;
 use nix::unistd::{Uid, Whence, fchown, geteuid, lseek64};
 use program::child::{become_user, pass_descriptors};
-use program::place::{Place, descriptor_path};
+use program::place::{Directory, Place, descriptor_path};
 use program::user::{Identity, user_name};
+use std::env;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -20,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use volume_maker::{file_system, image_format};
 
-/// Why a volume did not grow. Its content is unchanged.
+/// Why a volume did not grow.
 #[derive(Debug, thiserror::Error)]
 pub enum GrowError {
     /// The image cannot be used.
@@ -72,17 +73,41 @@ pub enum GrowError {
         /// Its output.
         output: String,
         /// The remedy, if the disk is almost full.
-        hint: &'static str,
+        hint: String,
     },
-    /// A copy of its file system could not grow.
-    #[error("{path} cannot grow, and is unchanged: {reason}{hint}")]
-    Rehearsal {
+    /// A copy of its file system could not grow, or there is no space for it.
+    #[error("{path} cannot grow, and keeps its size: {reason}{hint}")]
+    KeepsSize {
+        /// The image.
+        path: PathBuf,
+        /// What the program printed, or the error of the system.
+        reason: String,
+        /// The remedy, if the disk is almost full.
+        hint: String,
+    },
+    /// Its file system would keep its size.
+    #[error(
+        "{path} cannot grow to {bytes} bytes, and keeps its size: this is too little for another block group of its file \
+         system; choose a larger size"
+    )]
+    TooLittle {
+        /// The image.
+        path: PathBuf,
+        /// The requested length.
+        bytes: u64,
+    },
+    /// The image has grown, but its file system has not.
+    #[error(
+        "{path} has its new size, but its file system does not use it: {reason}{hint}; type the same command again, which \
+         checks the file system first"
+    )]
+    Unfinished {
         /// The image.
         path: PathBuf,
         /// What the program printed.
         reason: String,
         /// The remedy, if the disk is almost full.
-        hint: &'static str,
+        hint: String,
     },
     /// A signal asked the launcher to stop.
     #[error(transparent)]
@@ -90,6 +115,14 @@ pub enum GrowError {
 }
 
 const FULL: &str = "; the disk of the image is almost full: free some space there";
+/// What programs print when the disk is full.
+const FULL_MESSAGES: [&str; 3] = ["No space left", "short write", "quota exceeded"];
+/// How paths of descriptors begin: [`descriptor_path`].
+const DESCRIPTORS: &str = "/proc/self/fd/";
+/// The directory for a copy that cannot be beside the image, unless `$TMPDIR` names another one. It is on a disk.
+const TEMPORARY: &str = "/var/tmp";
+/// Errors with which the copy is put there.
+const CANNOT_CREATE: [io::ErrorKind; 2] = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
 
 /// What remains to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +152,8 @@ pub fn grow(image: &Path, size_bytes: u64, interruption: &Interruption) -> Resul
     let found = file_system(&file).map_err(failed)?.map(|found| found.fs_type);
     let is_ext = found.is_some_and(|fs_type| fs_type.starts_with("ext"));
     // An image that was grown, and its file system not: the power was cut in between, or resize2fs failed.
-    let is_unfinished = is_ext && size_bytes == metadata.len() && ext_is_shorter(&file, size_bytes).map_err(failed)?;
+    let is_unfinished =
+        is_ext && size_bytes == metadata.len() && ExtSize::of(&file).map_err(failed)?.is_shorter_than(size_bytes);
     if size_bytes <= metadata.len() && !is_unfinished {
         return Err(GrowError::NotLarger { path: image.to_owned(), bytes: metadata.len() });
     }
@@ -133,17 +167,36 @@ pub fn grow(image: &Path, size_bytes: u64, interruption: &Interruption) -> Resul
         file.set_len(size_bytes).and_then(|()| file.sync_all()).map_err(failed)?;
         return Ok(Grown::ImageOnly(found));
     };
-    let written = tools.rehearse(&place, size_bytes, interruption)?;
+    let rehearsed = tools.rehearse(&place, size_bytes, interruption)?;
+    if rehearsed.size.blocks <= ExtSize::of(&file).map_err(failed)?.blocks {
+        let (path, bytes) = (image.to_owned(), size_bytes);
+        return Err(if is_unfinished {
+            GrowError::NotLarger { path, bytes }
+        } else {
+            GrowError::TooLittle { path, bytes }
+        });
+    }
     file.set_len(size_bytes).map_err(failed)?;
-    if let Err(error) = reserve(&file, &written) {
+    if let Err(error) = reserve(&file, &rehearsed.written) {
         // What is reserved beyond the old end is given back.
         let _ = file.set_len(metadata.len());
-        return Err(failed(error));
+        return Err(no_space(image, error));
     }
     file.sync_all().map_err(failed)?;
     tools.resize()?;
     file.sync_all().map_err(failed)?;
     Ok(Grown::WithFileSystem)
+}
+
+/// Returns the error of a file operation before the image grows, which fails if the disk of the image is full.
+fn no_space(image: &Path, source: io::Error) -> GrowError {
+    let path = image.to_owned();
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            GrowError::KeepsSize { path, reason: source.to_string(), hint: FULL.to_owned() }
+        }
+        _ => GrowError::File { path, source },
+    }
 }
 
 /// Returns the ranges of a file that are no holes.
@@ -174,19 +227,39 @@ fn reserve(file: &File, ranges: &[Range<u64>]) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether an ext file system is at least a block shorter than its image. The superblock is described in
-/// Documentation/filesystems/ext4/super.rst of the kernel; a guest has written it.
-fn ext_is_shorter(image: &File, image_bytes: u64) -> io::Result<bool> {
-    let mut superblock = [0; 1024];
-    image.read_exact_at(&mut superblock, 1024)?;
-    let word = |at: usize| {
-        let bytes = [superblock[at], superblock[at + 1], superblock[at + 2], superblock[at + 3]];
-        u64::from(u32::from_le_bytes(bytes))
-    };
-    let has_64_bits = word(0x60) & 0x80 != 0;
-    let blocks = word(0x04) | if has_64_bits { word(0x150) << 32 } else { 0 };
-    let block_bytes = 1024_u64 << word(0x18).min(6);
-    Ok(blocks.saturating_add(1).saturating_mul(block_bytes) <= image_bytes)
+/// The size of an ext file system, as its superblock says: Documentation/filesystems/ext4/super.rst of the kernel. A guest
+/// has written it.
+#[derive(Clone, Copy, Debug)]
+struct ExtSize {
+    blocks: u64,
+    block_bytes: u64,
+}
+
+impl ExtSize {
+    fn of(image: &File) -> io::Result<Self> {
+        let mut superblock = [0; 1024];
+        image.read_exact_at(&mut superblock, 1024)?;
+        let word = |at: usize| {
+            let bytes = [superblock[at], superblock[at + 1], superblock[at + 2], superblock[at + 3]];
+            u64::from(u32::from_le_bytes(bytes))
+        };
+        let has_64_bits = word(0x60) & 0x80 != 0;
+        let blocks = word(0x04) | if has_64_bits { word(0x150) << 32 } else { 0 };
+        Ok(Self { blocks, block_bytes: 1024_u64 << word(0x18).min(6) })
+    }
+
+    /// Whether it is at least a block shorter than its image.
+    fn is_shorter_than(self, image_bytes: u64) -> bool {
+        self.blocks.saturating_add(1).saturating_mul(self.block_bytes) <= image_bytes
+    }
+}
+
+/// What growing a copy has shown.
+struct Rehearsed {
+    /// The ranges that contain data afterwards.
+    written: Vec<Range<u64>>,
+    /// The size of the file system afterwards.
+    size: ExtSize,
 }
 
 /// The programs for ext2, ext3 and ext4.
@@ -210,17 +283,26 @@ impl<'a> ExtTools<'a> {
         Ok(Self { image, file, programs, owner })
     }
 
-    /// Grows a copy of the file system without its files, and returns the ranges that contain data afterwards. resize2fs that
-    /// fails leaves a damaged file system: so what could make it fail does so here, and the space that it needs is known.
-    fn rehearse(
-        &self,
-        place: &Place,
-        size_bytes: u64,
-        interruption: &Interruption,
-    ) -> Result<Vec<Range<u64>>, GrowError> {
+    /// Grows a copy of the file system without its files. resize2fs that fails leaves a damaged file system: so what could
+    /// make it fail does so here, and the space that it needs is known.
+    fn rehearse(&self, place: &Place, size_bytes: u64, interruption: &Interruption) -> Result<Rehearsed, GrowError> {
         let failed = |source| GrowError::File { path: self.image.to_owned(), source };
-        // It has no name, and is gone when it is closed.
-        let copy = place.create().map_err(failed)?;
+        // It has no name, and is gone when it is closed. Not everyone who can write to an image can write to its directory.
+        let elsewhere;
+        let (copy, remedy) = match place.create() {
+            Err(error) if CANNOT_CREATE.contains(&error.kind()) => {
+                let named = env::var_os("TMPDIR").filter(|named| !named.is_empty());
+                let directory = named.map_or_else(|| PathBuf::from(TEMPORARY), PathBuf::from);
+                let failed = |source| GrowError::File { path: directory.clone(), source };
+                elsewhere = Directory::open(&directory).map_err(failed)?.place("copy");
+                let remedy = format!(
+                    "; the disk of {} is almost full: free some space there, or set TMPDIR",
+                    directory.display()
+                );
+                (elsewhere.create().map_err(failed)?, remedy)
+            }
+            created => (created.map_err(|source| no_space(self.image, source))?, FULL.to_owned()),
+        };
         if let Some(owner) = &self.owner {
             fchown(copy.file(), Some(owner.user()), Some(owner.group())).map_err(|errno| failed(errno.into()))?;
         }
@@ -231,20 +313,28 @@ impl<'a> ExtTools<'a> {
             .and_then(|()| copy.file().set_len(size_bytes).map_err(failed))
             .and_then(|()| self.run(grow.arg(&copied), 0, interruption))
             .map_err(|error| match error {
-                GrowError::Program { path, status, output, hint, .. } => {
-                    GrowError::Rehearsal { path, reason: reason_of(&output, status), hint }
+                GrowError::Program { path, status, output, .. } => {
+                    let hint = full_hint(copy.file(), &output, &remedy);
+                    GrowError::KeepsSize { path, reason: reason_of(&output, status), hint }
                 }
                 error => error,
             })?;
-        data_ranges(copy.file()).map_err(failed)
+        let (written, size) = (data_ranges(copy.file()).map_err(failed)?, ExtSize::of(copy.file()).map_err(failed)?);
+        Ok(Rehearsed { written, size })
     }
 
     /// Grows the file system to the length of the image. No signal interrupts that.
     fn resize(&self) -> Result<(), GrowError> {
         let mut command = self.command("resize2fs", &[]);
         let output = command.arg(descriptor_path(self.file)).stdin(Stdio::null()).process_group(0).output();
-        let ended = output.map_err(|source| GrowError::File { path: self.image.to_owned(), source })?;
-        self.require_success(&command, ended.status, &String::from_utf8_lossy(&ended.stderr))
+        let unfinished = |reason, hint| GrowError::Unfinished { path: self.image.to_owned(), reason, hint };
+        let ended = output.map_err(|source| unfinished(format!("resize2fs: {source}"), String::new()))?;
+        self.require_success(&command, ended.status, &String::from_utf8_lossy(&ended.stderr)).map_err(|error| {
+            match error {
+                GrowError::Program { status, output, hint, .. } => unfinished(reason_of(&output, status), hint),
+                error => error,
+            }
+        })
     }
 
     /// Returns a program that inherits the image and these files.
@@ -275,11 +365,28 @@ impl<'a> ExtTools<'a> {
         if status.success() {
             return Ok(());
         }
-        let name = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (path, output) = (self.image.to_owned(), output.trim().to_owned());
-        let is_full = is_almost_full(&self.file, None);
-        Err(GrowError::Program { program: name, path, status, output, hint: if is_full { FULL } else { "" } })
+        let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (path, output) = (self.image.to_owned(), with_image_path(output.trim(), self.image));
+        let hint = full_hint(self.file, &output, FULL);
+        Err(GrowError::Program { program, path, status, output, hint })
     }
+}
+
+/// Returns the remedy if the disk of a file is full. Not every program says so.
+fn full_hint(file: &File, output: &str, remedy: &str) -> String {
+    let says_so = FULL_MESSAGES.iter().any(|message| output.contains(message));
+    if says_so || is_almost_full(file, None) { remedy.to_owned() } else { String::new() }
+}
+
+/// Replaces the paths of descriptors, which mean nothing to the user.
+fn with_image_path(output: &str, image: &Path) -> String {
+    let mut parts = output.split(DESCRIPTORS);
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text.push_str(&image.to_string_lossy());
+        text.push_str(part.trim_start_matches(|character: char| character.is_ascii_digit()));
+    }
+    text
 }
 
 /// Finds the error in the output of a program, which also contains its version, and advice that is not about the image.
@@ -349,9 +456,12 @@ mod tests {
         for left_bytes in [0, 64 << 10, 4 << 20, 5 << 20, 5500 << 10] {
             disk.fill(left_bytes);
             let error = grow(&image, 8 << 30, &interruption).unwrap_err().to_string();
-            let expected = format!("{} cannot grow, and is unchanged: ", image.display());
+            let expected = format!("{} cannot grow, and keeps its size: ", image.display());
             assert!(error.starts_with(&expected) && error.ends_with(FULL), "{left_bytes}: {error}");
-            assert!(!error.contains("e2fsck") && error.lines().count() == 1, "{left_bytes}: {error}");
+            assert!(
+                !error.contains("e2fsck") && !error.contains(DESCRIPTORS) && error.lines().count() == 1,
+                "{left_bytes}: {error}"
+            );
             assert_eq!(fs::metadata(&image).unwrap().len(), 32 << 20);
             assert!(
                 Command::new(&check).args(["-f", "-n"]).arg(&image).output().unwrap().status.success(),
@@ -363,5 +473,73 @@ mod tests {
         assert_eq!(grow(&image, 8 << 30, &interruption).unwrap(), Grown::WithFileSystem);
         assert!(Command::new(&check).args(["-f", "-n"]).arg(&image).output().unwrap().status.success());
         dump();
+    }
+
+    /// Makes new names in a directory impossible, also for root, until it is dropped.
+    struct NoNewNames(File);
+
+    impl NoNewNames {
+        fn in_directory(path: &Path) -> Option<Self> {
+            let directory = File::open(path).unwrap();
+            if rustix::fs::ioctl_setflags(&directory, rustix::fs::IFlags::IMMUTABLE).is_err() {
+                testing::skipped("directories cannot be made immutable here");
+                return None;
+            }
+            Some(Self(directory))
+        }
+    }
+
+    impl Drop for NoNewNames {
+        fn drop(&mut self) {
+            let _ = rustix::fs::ioctl_setflags(&self.0, rustix::fs::IFlags::empty());
+        }
+    }
+
+    #[test]
+    fn an_ext4_grows_in_a_directory_in_which_no_file_can_be_created() {
+        let Some(mkfs) = testing::find_tool("mkfs.ext4") else { return };
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("var.img");
+        File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        assert!(Command::new(mkfs).arg("-q").arg(&image).status().unwrap().success());
+        let Some(immutable) = NoNewNames::in_directory(directory.path()) else { return };
+        let grown = grow(&image, 48 << 20, &Interruption::watch().unwrap());
+        drop(immutable);
+        assert_eq!(grown.unwrap(), Grown::WithFileSystem);
+    }
+
+    #[test]
+    fn an_ext4_whose_last_group_would_be_too_small_was_reported_as_grown_every_time() {
+        let Some(mkfs) = testing::find_tool("mkfs.ext4") else { return };
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("var.img");
+        let interruption = Interruption::watch().unwrap();
+        File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        let created = Command::new(mkfs).args(["-q", "-b", "4096"]).arg(&image).status().unwrap();
+        assert!(created.success());
+        // A group has 128 MiB, and 3 MiB are too little for another one.
+        assert_eq!(grow(&image, 131 << 20, &interruption).unwrap(), Grown::WithFileSystem);
+        assert!(matches!(grow(&image, 131 << 20, &interruption), Err(GrowError::NotLarger { .. })));
+        let error = grow(&image, 132 << 20, &interruption).unwrap_err();
+        assert!(matches!(error, GrowError::TooLittle { bytes, .. } if bytes == 132 << 20), "{error}");
+        assert_eq!(fs::metadata(&image).unwrap().len(), 131 << 20);
+    }
+
+    #[test]
+    fn the_error_of_a_full_disk_names_the_image_and_the_remedy() {
+        let image = Path::new("/srv/var.img");
+        let full = no_space(image, Errno::ENOSPC.into()).to_string();
+        assert!(
+            full.starts_with("/srv/var.img cannot grow, and keeps its size: No space left") && full.ends_with(FULL)
+        );
+        assert_eq!(
+            with_image_path("e2image: /proc/self/fd/17: short write", image),
+            "e2image: /srv/var.img: short write"
+        );
+        let file = tempfile::tempfile().unwrap();
+        for (output, hint) in [("resulted in short write", FULL), ("No space left on device", FULL), ("bad magic", "")]
+        {
+            assert_eq!(full_hint(&file, output, FULL), hint, "{output}");
+        }
     }
 }
