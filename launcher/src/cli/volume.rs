@@ -72,14 +72,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.action {
         Action::Backup { target, file } => {
             let volume = target.find(&interruption)?;
-            let _lock = volume.lock()?;
+            let _lock = volume.lock(ImageLock::HeldUnchanged)?;
             copied(copy(volume.need.image.as_path(), file, CopyOwner::Current, &interruption))?;
             message(&format!("{}: copied to {}", volume.need.image, file.display()));
             Ok(())
         }
         Action::Restore { target, file } => {
             let volume = target.find(&interruption)?;
-            let _lock = volume.lock()?;
+            let _lock = volume.lock(ImageLock::Held)?;
             volume.require_not_suspended()?;
             copied(copy(file, volume.need.image.as_path(), CopyOwner::OwnerOfDirectory, &interruption))?;
             message(&format!("{}: restored from {}", volume.need.image, file.display()));
@@ -87,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         Action::Grow { target, size } => {
             let volume = target.find(&interruption)?;
-            let _lock = volume.lock()?;
+            let _lock = volume.lock(ImageLock::Held)?;
             volume.require_not_suspended()?;
             let grown = grow(volume.need.image.as_path(), *size, &interruption).map_err(grow_failure)?;
             volume.report_grown(grown);
@@ -154,13 +154,13 @@ impl Target {
 
 impl MachineVolume {
     /// Locks the volume, so that no machine starts to write to it.
-    fn lock(&self) -> Result<Vec<VolumeLock>, Failure> {
+    fn lock(&self, image_lock: ImageLock) -> Result<Vec<VolumeLock>, Failure> {
         let request = LockRequest {
             machine: &self.launch.name,
             working_directory: &self.launch.working_directory,
             runtime: &self.runtime,
             owner: None,
-            image_lock: ImageLock::Held,
+            image_lock,
             time: LockTime::Now,
         };
         lock_volumes(std::slice::from_ref(&self.need), request).map_err(|error| match error {
@@ -212,7 +212,9 @@ fn copied(result: Result<Copied, CopyError>) -> Result<(), Failure> {
 
 fn grow_failure(error: GrowError) -> Failure {
     match error {
-        GrowError::NotLarger { .. } | GrowError::NotRaw { .. } => Failure::usage(error.to_string()),
+        GrowError::NotLarger { .. } | GrowError::NotRaw { .. } | GrowError::TooLittle { .. } => {
+            Failure::usage(error.to_string())
+        }
         GrowError::Interrupted(interrupted) => failed(interrupted),
         GrowError::File { .. } => Failure::bad_input(&error),
         error => failed(error),

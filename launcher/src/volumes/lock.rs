@@ -18,7 +18,7 @@
 //! A reader may not be able to create the lock file, for example on a read-only file system. It then reads without a
 //! lock.
 
-use super::loop_device::{devices_of, shown_file};
+use super::loop_device::{LoopDevice, devices_of, open_shown_file};
 use super::same_file::{File as SameFile, file_at};
 use super::{DIRECTORY_MODE, VOLUME_MODE, VolumeError};
 use crate::launch::{Access, VolumeNeed};
@@ -159,6 +159,8 @@ impl VolumeLock {
 pub enum ImageLock {
     /// The lock is held.
     Held,
+    /// The lock is held, and the image does not change meanwhile: this host may have mounted it read-only by a loop device.
+    HeldUnchanged,
     /// The lock is tried and released, because the hypervisor takes it itself.
     Tried,
 }
@@ -240,8 +242,8 @@ pub fn lock_volumes(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Result<
                 locks.extend(lock_to_read(&lock, &path, image.as_ref(), &request)?);
             }
         }
-        let image_locks = lock_image(&place, &path, (volume.access, request.time))?;
-        locks.extend(image_locks.into_iter().filter(|lock| request.image_lock == ImageLock::Held || lock.is_claim));
+        let image_locks = lock_image(&place, &path, volume.access, (request.image_lock, request.time))?;
+        locks.extend(image_locks.into_iter().filter(|lock| request.image_lock != ImageLock::Tried || lock.is_claim));
     }
     Ok(locks)
 }
@@ -260,8 +262,8 @@ pub fn lock_created(
         let failed = |source| VolumeError::File { path: path.clone(), source };
         let place = Place::of(path.as_path()).map_err(failed)?;
         let number = place.stat().map_err(failed)?.map(|stat| (stat.st_dev, stat.st_ino));
-        if request.image_lock == ImageLock::Held && held.iter().all(|lock| lock.image != number) {
-            held.extend(lock_image(&place, &path, (volume.access, request.time))?);
+        if request.image_lock != ImageLock::Tried && held.iter().all(|lock| lock.image != number) {
+            held.extend(lock_image(&place, &path, volume.access, (request.image_lock, request.time))?);
         }
     }
     Ok(())
@@ -289,7 +291,7 @@ pub fn inspect_locks(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Vec<(u
             inspect_lock(&lock, &path, volume.access)?;
         }
         // Dropped at once: this only tests whether another program has the lock.
-        lock_image(&place, &path, (volume.access, LockTime::Now)).map(drop)
+        lock_image(&place, &path, volume.access, (request.image_lock, LockTime::Now)).map(drop)
     };
     let inspected = volumes.iter().enumerate().map(|(index, volume)| (index, inspect(volume)));
     inspected.filter_map(|(index, found)| found.err().map(|error| (index, error))).collect()
@@ -315,7 +317,8 @@ fn inspect_lock(lock: &Place, image: &HostPath, access: Access) -> Result<(), Vo
 fn lock_image(
     place: &Place,
     path: &HostPath,
-    (access, time): (Access, LockTime),
+    access: Access,
+    (image_lock, time): (ImageLock, LockTime),
 ) -> Result<Vec<VolumeLock>, VolumeError> {
     let stat = place.stat().map_err(|source| VolumeError::File { path: path.clone(), source })?;
     let Some(stat) = stat else { return Ok(Vec::new()) };
@@ -323,11 +326,11 @@ fn lock_image(
     match stat.st_mode & S_IFMT {
         // A claim is local to a host, so a machine that migrates to this host claims the device at once, too.
         S_IFBLK if is_written => {
-            let shown = lock_shown_file(&stat, path)?;
+            let shown = lock_shown_file(&place.path(), &stat, path)?;
             Ok(claim_device(place, &stat, path)?.into_iter().chain(shown).collect())
         }
         S_IFREG => {
-            let attached = if is_written { claim_loop_devices(&stat, path)? } else { Vec::new() };
+            let attached = if is_written { claim_loop_devices(&stat, path, image_lock)? } else { Vec::new() };
             Ok(lock_file_itself(place, &stat, path, (access, time))?.into_iter().chain(attached).collect())
         }
         _ => Ok(Vec::new()),
@@ -361,9 +364,8 @@ fn is_remote(file: &File) -> bool {
 
 /// Locks the file that a loop device shows, because a machine may use the file by its own name. Returns `None` for another
 /// device, and for a file that this user cannot open.
-fn lock_shown_file(device: &FileStat, path: &HostPath) -> Result<Option<VolumeLock>, VolumeError> {
-    let shown = shown_file(device.st_rdev).and_then(|shown| Place::of(&shown).ok()?.open(OFlag::O_RDONLY).ok());
-    let Some(file) = shown.filter(|file| !is_remote(file)) else { return Ok(None) };
+fn lock_shown_file(device: &Path, stat: &FileStat, path: &HostPath) -> Result<Option<VolumeLock>, VolumeError> {
+    let Some(file) = open_shown_file(device, stat.st_rdev).filter(|file| !is_remote(file)) else { return Ok(None) };
     lock_image_file(&file, F_WRLCK, path)?;
     Ok(Some(VolumeLock { file, image: None, is_claim: true, unlocked: None }))
 }
@@ -375,21 +377,22 @@ fn lock_shown_file(device: &FileStat, path: &HostPath) -> Result<Option<VolumeLo
 pub(crate) fn require_no_loop_user(stat: &FileStat, volume: &VolumeNeed) -> Result<(), VolumeError> {
     match stat.st_mode & S_IFMT {
         _ if volume.access != Access::ReadWrite => Ok(()),
-        S_IFBLK => lock_shown_file(stat, &volume.image).map(drop),
-        S_IFREG => claim_loop_devices(stat, &volume.image).map(drop),
+        S_IFBLK => lock_shown_file(volume.image.as_path(), stat, &volume.image).map(drop),
+        S_IFREG => claim_loop_devices(stat, &volume.image, ImageLock::Held).map(drop),
         _ => Ok(()),
     }
 }
 
 /// Claims the loop devices that show a file.
-fn claim_loop_devices(file: &FileStat, path: &HostPath) -> Result<Vec<VolumeLock>, VolumeError> {
+fn claim_loop_devices(file: &FileStat, path: &HostPath, image_lock: ImageLock) -> Result<Vec<VolumeLock>, VolumeError> {
     let mut claims = Vec::new();
-    for device in devices_of(file) {
+    let may_be_used = |device: &LoopDevice| device.is_read_only && image_lock == ImageLock::HeldUnchanged;
+    for device in devices_of(file).into_iter().filter(|device| !may_be_used(device)) {
         // Without access to the device, nothing is known about its users.
-        match Place::of(&device).and_then(|place| place.open(OFlag::O_RDONLY | OFlag::O_EXCL)) {
+        match Place::of(&device.path).and_then(|place| place.open(OFlag::O_RDONLY | OFlag::O_EXCL)) {
             Ok(file) => claims.push(VolumeLock { file, image: None, is_claim: true, unlocked: None }),
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                return Err(VolumeError::Attached { path: path.clone(), device });
+                return Err(VolumeError::Attached { path: path.clone(), device: device.path });
             }
             Err(_) => {}
         }

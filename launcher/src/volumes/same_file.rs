@@ -1,6 +1,6 @@
 //! Finding disks that are the same file on this host, however their paths are spelt.
 
-use super::loop_device::shown_file;
+use super::loop_device::{Shown, shown_by};
 use crate::path::HostPath;
 use crate::validate::{CheckedSpec, Disk};
 use nix::libc::{S_IFBLK, S_IFMT};
@@ -26,9 +26,6 @@ impl fmt::Display for SameFile {
         write!(formatter, "{}: {}: {}", self.machine, self.option, self.reason)
     }
 }
-
-/// How many loop devices may show one another. In another mount namespace, their paths can name other files, in a circle.
-const MAX_LOOP_DEVICES: u32 = 8;
 
 /// The identity of a file. A loop device has that of the file that it shows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,10 +82,6 @@ fn plain(path: &HostPath) -> &str {
 
 /// Returns the identity of the file at a path.
 pub(super) fn file_at(path: &Path) -> File {
-    file_behind(path, MAX_LOOP_DEVICES)
-}
-
-fn file_behind(path: &Path, loop_devices: u32) -> File {
     let (mut there, mut missing) = (PathBuf::new(), Vec::new());
     for part in path.components() {
         match part {
@@ -106,8 +99,9 @@ fn file_behind(path: &Path, loop_devices: u32) -> File {
     if found.st_mode & S_IFMT != S_IFBLK {
         return File::Inode(found.st_dev, found.st_ino);
     }
-    match shown_file(found.st_rdev).filter(|shown| loop_devices > 0 && shown.exists()) {
-        Some(shown) => file_behind(&shown, loop_devices - 1),
+    match shown_by(&there) {
+        Some(Shown::File(device, inode)) => File::Inode(device, inode),
+        Some(Shown::Device(device)) => File::Block(device),
         None => File::Block(found.st_rdev),
     }
 }

@@ -16,6 +16,18 @@ fn eventually<T, E: std::fmt::Display>(mut attempt: impl FnMut() -> Result<T, E>
     }
 }
 
+fn need_of(image: &str, access: Access) -> VolumeNeed {
+    VolumeNeed {
+        image: HostPath::from(image),
+        fs_type: "ext4".to_owned(),
+        label: None,
+        access,
+        image_type: crate::spec::ImageType::Raw,
+        mount_point: None,
+        creation: None,
+    }
+}
+
 struct Host {
     directory: tempfile::TempDir,
     home: HostPath,
@@ -48,18 +60,7 @@ impl Host {
         images: &[(&str, Access)],
         time: LockTime,
     ) -> Result<Vec<VolumeLock>, VolumeError> {
-        let volumes: Vec<_> = images
-            .iter()
-            .map(|(image, access)| VolumeNeed {
-                image: HostPath::from(*image),
-                fs_type: "ext4".to_owned(),
-                label: None,
-                access: *access,
-                image_type: crate::spec::ImageType::Raw,
-                mount_point: None,
-                creation: None,
-            })
-            .collect();
+        let volumes: Vec<_> = images.iter().map(|(image, access)| need_of(image, *access)).collect();
         let (working_directory, runtime) = (&self.home, &self.runtime);
         let image_lock = ImageLock::Held;
         let request = LockRequest { machine, working_directory, runtime, owner: None, image_lock, time };
@@ -287,13 +288,8 @@ fn a_block_device_that_the_host_uses_is_not_a_volume_that_a_machine_writes_to() 
     // A machine that migrates to this host, and the device of a volume with a size, which is locked again once it is created.
     let lock_twice = |creation: bool| {
         let need = VolumeNeed {
-            image: HostPath::from(device.as_str()),
-            fs_type: "ext4".to_owned(),
-            label: None,
-            access: Access::ReadWrite,
-            image_type: crate::spec::ImageType::Raw,
-            mount_point: None,
             creation: creation.then(|| crate::launch::VolumeCreation { size_mib: 1, mkfs_extra_args: Vec::new() }),
+            ..need_of(&device, Access::ReadWrite)
         };
         let request = |image_lock, time| LockRequest {
             machine: "web",
@@ -399,6 +395,57 @@ fn a_loop_device_and_its_file_are_one_volume() {
     let claimed = eventually(|| nix::fcntl::open(device.0, OFlag::O_RDONLY | OFlag::O_EXCL, Mode::empty()));
     host.refuses("db", &[image], &expected);
     drop(claimed);
+}
+
+#[test]
+fn a_volume_that_the_host_has_mounted_read_only_can_be_copied_but_not_written_to() {
+    let host = Host::new();
+    File::create(host.path("image")).unwrap().set_len(1 << 20).unwrap();
+    let Some(device) = Loop::attach(&host.path("image"), &["--read-only"]) else { return };
+    let claimed = eventually(|| nix::fcntl::open(device.0.as_str(), OFlag::O_RDONLY | OFlag::O_EXCL, Mode::empty()));
+    host.refuses("web", &[("image", Access::ReadWrite)], "shows this file and is in use");
+    let need = need_of("image", Access::ReadWrite);
+    let request = LockRequest {
+        machine: "web",
+        working_directory: &host.home,
+        runtime: &host.runtime,
+        owner: None,
+        image_lock: ImageLock::HeldUnchanged,
+        time: LockTime::Now,
+    };
+    eventually(|| lock_volumes(std::slice::from_ref(&need), request));
+    drop(claimed);
+}
+
+#[test]
+fn a_file_at_the_path_of_the_file_of_a_loop_device_is_another_file() {
+    let host = Host::new();
+    File::create(host.path("image")).unwrap().set_len(1 << 20).unwrap();
+    let Some(device) = Loop::attach(&host.path("image"), &[]) else { return };
+    // The kernel follows the renamed file, and adds " (deleted)" to the path of a removed one.
+    fs::hard_link(host.path("image"), host.path("kept")).unwrap();
+    fs::remove_file(host.path("image")).unwrap();
+    let deleted = host.path("image (deleted)");
+    File::create(&deleted).unwrap().set_len(1 << 20).unwrap();
+    let shown = fs::read_to_string(Path::new("/sys/block").join(&device.0["/dev/".len()..]).join("loop/backing_file"));
+    assert_eq!(shown.unwrap().trim(), deleted.to_str().unwrap());
+    let written = |image| (image, Access::ReadWrite);
+    let first = eventually(|| host.lock_for("web", &[written("image (deleted)")]));
+    eventually(|| host.lock_for("db", &[written(device.0.as_str())]));
+    drop(first);
+    host.refuses("web", &[written(device.0.as_str()), written("kept")], "are the same file");
+    eventually(|| host.lock_for("web", &[written(device.0.as_str()), written("image (deleted)")]));
+}
+
+#[test]
+fn a_loop_device_of_a_loop_device_and_the_file_are_one_volume() {
+    let host = Host::new();
+    File::create(host.path("image")).unwrap().set_len(1 << 20).unwrap();
+    let Some(below) = Loop::attach(&host.path("image"), &[]) else { return };
+    let Some(above) = Loop::attach(Path::new(&below.0), &[]) else { return };
+    let written = |image| (image, Access::ReadWrite);
+    host.refuses("web", &[written(above.0.as_str()), written("image")], "are the same file");
+    host.refuses("web", &[written(above.0.as_str()), written(below.0.as_str())], "are the same file");
 }
 
 #[test]
