@@ -314,7 +314,7 @@ impl<'a> ExtTools<'a> {
             .and_then(|()| self.run(grow.arg(&copied), 0, interruption))
             .map_err(|error| match error {
                 GrowError::Program { path, status, output, .. } => {
-                    let hint = full_hint(copy.file(), &output, &remedy);
+                    let hint = full_hint((copy.file(), self.owner.as_ref()), &output, &remedy);
                     GrowError::KeepsSize { path, reason: reason_of(&output, status), hint }
                 }
                 error => error,
@@ -367,15 +367,15 @@ impl<'a> ExtTools<'a> {
         }
         let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
         let (path, output) = (self.image.to_owned(), with_image_path(output.trim(), self.image));
-        let hint = full_hint(self.file, &output, FULL);
+        let hint = full_hint((self.file, self.owner.as_ref()), &output, FULL);
         Err(GrowError::Program { program, path, status, output, hint })
     }
 }
 
-/// Returns the remedy if the disk of a file is full. Not every program says so.
-fn full_hint(file: &File, output: &str, remedy: &str) -> String {
+/// Returns the remedy if the disk of a file is full for the user who writes to it. Not every program says so.
+fn full_hint((file, writer): (&File, Option<&Identity>), output: &str, remedy: &str) -> String {
     let says_so = FULL_MESSAGES.iter().any(|message| output.contains(message));
-    if says_so || is_almost_full(file, None) { remedy.to_owned() } else { String::new() }
+    if says_so || is_almost_full(file, writer) { remedy.to_owned() } else { String::new() }
 }
 
 /// Replaces the paths of descriptors, which mean nothing to the user.
@@ -539,7 +539,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         for (output, hint) in [("resulted in short write", FULL), ("No space left on device", FULL), ("bad magic", "")]
         {
-            assert_eq!(full_hint(&file, output, FULL), hint, "{output}");
+            assert_eq!(full_hint((&file, None), output, FULL), hint, "{output}");
         }
     }
 }
