@@ -35,7 +35,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 use thiserror::Error;
 
 /// Version of the directory's layout. Each version has its own directory.
@@ -70,12 +71,15 @@ pub struct Cache {
 
 #[derive(Debug, Default)]
 struct Added {
-    kept: Vec<PathBuf>,
+    /// The path of each pack that has its name. A thread may still have its file open.
+    kept: Vec<(PathBuf, Weak<UnfinishedPack>)>,
     being_made: Vec<Weak<UnfinishedPack>>,
 }
 
 /// Maximum number of directories of packs that stay open.
 const MAX_KEPT_DIRECTORIES: usize = 8;
+/// Maximum time in which a thread that has kept a pack closes its file.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Minimum interval between two updates of a used pack's time. Garbage collection does not need a finer order.
 const STAMP_INTERVAL: Duration = Duration::from_secs(3600);
 
@@ -234,14 +238,15 @@ impl Cache {
         &self,
         path: &PlannedPath,
         settings: &ImageSettings,
-        pack: &UnfinishedPack,
+        pack: &Arc<UnfinishedPack>,
     ) -> Result<(), CacheError> {
-        self.keep(&self.pack_path(path, settings), pack.unnamed())?;
+        self.keep(&self.pack_path(path, settings), pack.unnamed(), Arc::downgrade(pack))?;
         self.record_name(path, settings);
         Ok(())
     }
 
-    fn keep(&self, place: &Path, file: &UnnamedFile) -> Result<(), CacheError> {
+    /// Gives a file its name. `pack` is the pack that it is, if any.
+    fn keep(&self, place: &Path, file: &UnnamedFile, pack: Weak<UnfinishedPack>) -> Result<(), CacheError> {
         let mut added = self.added();
         let Some(added) = added.as_mut() else { return Ok(()) };
         let publish = || match file.publish(place) {
@@ -262,10 +267,9 @@ impl Cache {
             .and_then(|()| file.file().set_permissions(Permissions::from_mode(0o644)))
             .and_then(|()| publish())
             .map_err(|source| CacheError { action: "keep a pack", path: place.to_owned(), source })?;
-        added.kept.push(place.to_owned());
         // Others can open it by its name, and read it after it was removed. So it is never made shorter.
-        let is_other = |made: Arc<UnfinishedPack>| !std::ptr::eq(made.unnamed(), file);
-        added.being_made.retain(|made| made.upgrade().is_some_and(is_other));
+        added.being_made.retain(|made| made.strong_count() > 0 && !made.ptr_eq(&pack));
+        added.kept.push((place.to_owned(), pack));
         Ok(())
     }
 
@@ -304,8 +308,13 @@ impl Cache {
             for pack in added.being_made.iter().filter_map(Weak::upgrade) {
                 removed |= pack.discard();
             }
-            for path in &added.kept {
+            for (path, _) in &added.kept {
                 removed |= fs::remove_file(path).is_ok();
+            }
+            // The space of a removed file is free when the last thread has closed it, which is about to happen.
+            let deadline = Instant::now() + CLOSE_TIMEOUT;
+            while added.kept.iter().any(|(_, pack)| pack.strong_count() > 0) && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(1));
             }
         }
         let removed = removed || maintenance::trim(&self.root, bytes);

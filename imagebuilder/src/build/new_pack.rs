@@ -47,7 +47,7 @@ impl NewPack {
     }
 
     /// Returns the file.
-    pub(super) fn file(&self) -> &UnfinishedPack {
+    pub(super) fn file(&self) -> &Arc<UnfinishedPack> {
         &self.file.file
     }
 

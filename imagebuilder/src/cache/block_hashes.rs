@@ -10,6 +10,7 @@ use program::unnamed_file::UnnamedFile;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::PathBuf;
+use std::sync::Weak;
 
 /// Directory of the hashes of packs, in the root of the cache.
 pub(super) const BLOCK_HASHES: &str = "verity";
@@ -68,7 +69,7 @@ impl Cache {
         let directory = place.parent().map_or(Ok(()), make_directory);
         let file = directory.and_then(|()| UnnamedFile::create_sibling(&place)).map_err(fail)?;
         file.file().write_all(&hashes.encode(pack)).map_err(fail)?;
-        self.keep(&place, &file)
+        self.keep(&place, &file, Weak::new())
     }
 
     fn block_hashes_path(&self, path: &PlannedPath, blocks: BlocksOf<'_>) -> PathBuf {

@@ -18,6 +18,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Weak;
 use std::time::{Duration, SystemTime};
 
 /// Minimum interval between two updates of the times of an existing image's record and packs.
@@ -187,7 +188,7 @@ impl Cache {
         let place = self.record_path(output).map_err(fail)?;
         let file = UnnamedFile::create_sibling(&place).map_err(fail)?;
         file.file().write_all(&text).map_err(fail)?;
-        self.keep(&place, &file)
+        self.keep(&place, &file, Weak::new())
     }
 
     fn record_path(&self, output: &Path) -> io::Result<PathBuf> {
