@@ -159,7 +159,7 @@ fn the_commands_print_lines_or_json_and_exit_with_the_requested_code() {
     };
     let line = format!("~ /{}: content differs at byte 0\n", base_name("tree"));
     assert_eq!(run(&["diff", "first", "second"]), (0, line.clone(), String::new()));
-    let failed = (1, line, "error: 1 differences\n".to_owned());
+    let failed = (1, line, "error: 1 difference\n".to_owned());
     assert_eq!(run(&["diff", "first", "second", "--exit-code"]), failed);
     assert_eq!(run(&["diff", "first", "first", "--exit-code"]), (0, String::new(), String::new()));
     let (_, json, _) = run(&["diff", "first", "second", "--json"]);

@@ -11,9 +11,17 @@ on_host() {
   state=${MICROVM_STATE_DIR:-/var/lib/microvms}/$name
   roots=${MICROVM_GCROOTS_DIR:-/nix/var/nix/gcroots/microvm}
   [ ! -e "$state/toplevel" ] || { echo "error: $name is part of the host's configuration, which updates it" >&2; exit 2; }
+  # Both would have the garbage collection root booted-NAME.
+  for other in "booted-$name" "${name#booted-}"; do
+    if [ ! -e "$state" ] && [ "$other" != "$name" ] && [ -e "${state%/*}/$other" ]; then
+      echo "error: $name and $other would share a garbage collection root; choose another name" >&2
+      exit 2
+    fi
+  done
   mkdir -p "$roots"
-  # The build creates the root, so that a garbage collection cannot delete the result in between.
-  new=$(nix-store --realise "$derivation" --add-root "$roots/new-$name")
+  # The build creates the root, so that a garbage collection cannot delete the result in between. No machine has a name
+  # that begins with a dot.
+  new=$(nix-store --realise "$derivation" --add-root "$roots/.$name.deploying")
   new=$(readlink -f "$new")
   # The machine gets its user when it starts.
   [ -d "$state" ] || { mkdir -p "${state%/*}"; mkdir -m 0700 "$state"; }
@@ -32,8 +40,10 @@ on_host() {
   fi
   ln -sfnT "$state/current" "$roots/$name"
   ln -sfnT "$state/booted" "$roots/booted-$name"
-  ln -sfnT "$state/old" "$roots/old-$name"
-  rm "$roots/new-$name"
+  ln -sfnT "$state/old" "$roots/.$name.old"
+  # The root of an earlier release.
+  [ "$(readlink "$roots/old-$name" || true)" != "$state/old" ] || rm "$roots/old-$name"
+  rm "$roots/.$name.deploying"
   echo "$new"
 }
 

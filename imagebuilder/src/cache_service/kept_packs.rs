@@ -22,6 +22,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Percentage of the maximum size that remains after a collection, so that not every new pack causes another one.
 const TRIM_TO_PERCENT: u64 = 90;
+/// Maximum number of attempts to make a pack on a full disk.
+const MAX_ATTEMPTS: usize = 4;
 /// Number of blocks of a pack that are read and hashed at once, 64 KiB.
 const HASHED_AT_ONCE: usize = 16;
 
@@ -61,7 +63,7 @@ impl KeptPacks {
         Ok(Self { options, cache, room, size_bytes: Mutex::new(collected.kept_bytes) })
     }
 
-    /// Makes a pack. If the disk is full, it removes the least recently used packs and tries once more.
+    /// Makes a pack. While the disk is full, it removes the least recently used packs and tries again.
     fn make_in(
         &self,
         cache: &Cache,
@@ -79,10 +81,16 @@ impl KeptPacks {
             fs::create_dir_all(directory).map_err(fail)?;
             make_pack(&request, cancel)
         };
-        match make() {
-            Err(error) if is_disk_full(&error) && self.room.make_room(wanted.nar_size_bytes.unwrap_or(0)) => make(),
-            other => other,
+        let mut made = make();
+        // Another thread may have made room only for its own pack.
+        for _ in 1..MAX_ATTEMPTS {
+            match made {
+                Err(error) if is_disk_full(&error) && self.room.make_room(wanted.nar_size_bytes.unwrap_or(0)) => {}
+                other => return other,
+            }
+            made = make();
         }
+        made
     }
 
     /// Returns the hashes of the blocks of a pack that exists, if they belong to it.

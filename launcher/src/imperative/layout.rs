@@ -123,7 +123,7 @@ impl Layout {
         existing.map_or(Ok(()), |other| Err(ImperativeError::SharedRoot([name.to_owned(), other.name.to_string()])))
     }
 
-    /// Repeats the check of [`Layout::refuse_shared_root`] for a machine that does not exist yet. Until the lock is
+    /// Repeats the check of `refuse_shared_root` for a machine that does not exist yet. Until the lock is
     /// dropped, no other process gives a machine its name.
     ///
     /// # Errors

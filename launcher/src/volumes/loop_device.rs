@@ -62,16 +62,21 @@ fn shown_directly_by(device: &Path) -> Option<Shown> {
     (status.offset == 0 && status.size_limit == 0).then(|| status.shown())
 }
 
+/// Returns the directory of a block device in sysfs.
+fn directory_of(number: dev_t) -> PathBuf {
+    Path::new(BY_NUMBER).join(format!("{}:{}", major(number), minor(number)))
+}
+
 /// Returns the path of a block device.
 fn name_of(number: dev_t) -> Option<PathBuf> {
-    let directory = fs::read_link(Path::new(BY_NUMBER).join(format!("{}:{}", major(number), minor(number)))).ok()?;
+    let directory = fs::read_link(directory_of(number)).ok()?;
     Some(Path::new("/dev").join(directory.file_name()?))
 }
 
 /// Opens the file that a loop device shows from beginning to end. Returns `None` if it is not found, or cannot be opened.
 pub(super) fn open_shown_file(device: &Path, number: dev_t) -> Option<File> {
     let Some(shown @ Shown::File(..)) = shown_by(device) else { return None };
-    let directory = Path::new(BY_NUMBER).join(format!("{}:{}", major(number), minor(number))).join(LOOP);
+    let directory = directory_of(number).join(LOOP);
     let place = Place::nofollow(&backing_file(&directory)?).ok()?;
     let is_shown = |found: &FileStat| shown == Shown::File(found.st_dev, found.st_ino);
     // Another file is not even opened, which would wait for a user who has a lease on it.
@@ -98,7 +103,11 @@ pub(super) fn devices_of(file: &FileStat) -> Vec<LoopDevice> {
 
 fn status_of(device: &Path) -> Option<request::Status> {
     let place = Place::of(device).ok()?;
-    let is_loop = |found: &FileStat| found.st_mode & S_IFMT == S_IFBLK && major(found.st_rdev) == LOOP_MAJOR;
+    // The kernel describes a partition like the whole device. It has this major number with the parameter `loop.max_part`.
+    let is_partition = |found: &FileStat| directory_of(found.st_rdev).join("partition").exists();
+    let is_loop = |found: &FileStat| {
+        found.st_mode & S_IFMT == S_IFBLK && major(found.st_rdev) == LOOP_MAJOR && !is_partition(found)
+    };
     // Other devices are not opened: some take long.
     place.stat().ok()?.filter(is_loop)?;
     let file = place.open(OFlag::O_RDONLY).ok()?;
