@@ -67,7 +67,7 @@ step 'manual' scripts/manual.sh
 step 'fuzzing' fuzz/run.sh
 step 'quickstart' scripts/quickstart.sh --test
 end_beside
-# Not beside other emulated guests: under a high load, Pacemaker starts one action at a time.
+# Not beside other emulated guests, with which its scenario of a dead fence device failed twice. The cause is unknown.
 step 'cluster' tests/cluster/run.sh
 step 'NixOS (with NIXPKGS=DIR)' tests/nixos/run.sh
 
