@@ -26,7 +26,7 @@ mod ssh;
 mod update;
 
 pub use crate::name::MachineName;
-pub use activity::{MachineActivity, Phase, is_held, state_of};
+pub use activity::{MachineActivity, Phase, is_held, last_failure, state_of};
 pub use assign::{assign, fetch};
 pub use clone::{CloneError, CloneRequest, NewClone, clone};
 pub use create::create;

@@ -41,6 +41,7 @@ use incoming::IncomingState;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use output::OutputWriter;
+use program::failure::chain;
 use program::presence::is_still_at;
 use program::user::NoSuchUser;
 use std::fs::File;
@@ -157,7 +158,7 @@ pub enum RunError {
         source: io::Error,
     },
     /// The hypervisor has failed.
-    #[error("{hypervisor} ended with {status} after {seconds:.1} s; its own messages are above")]
+    #[error("{hypervisor} ended with {status} after {seconds:.1} s; see its own messages")]
     Failed {
         /// The hypervisor.
         hypervisor: String,
@@ -169,7 +170,7 @@ pub enum RunError {
     /// The guest ended before it reported that it had booted.
     #[error(
         "the guest ended after {seconds:.1} s and had not reported that it had booted; its kernel may have \
-         panicked, or its store or init is missing: its own messages are above"
+         panicked, or its store or init is missing: see its own messages"
     )]
     EndedBeforeBoot {
         /// How long its hypervisor ran.
@@ -289,6 +290,11 @@ impl Start {
         remove_made(lock.left_over_interfaces());
         Ok(Self { state, lock, held })
     }
+
+    /// Records that this start has failed before [`run`], so that `status` shows the reasons. `run` does that itself.
+    pub fn record_failure(&self, problems: Vec<String>) {
+        self.lock.record_failure(problems);
+    }
 }
 
 /// Starts the machine. If this process becomes the hypervisor, this returns only on failure; as the supervisor, it
@@ -316,13 +322,28 @@ fn run_until_it_ends(
     (interruption, messages): (&Interruption, &OutputWriter),
 ) -> Result<(), RunError> {
     let Start { state, mut lock, held } = start;
+    let ended = run_locked(lowered, (&state, &mut lock, held), supervision, (interruption, messages));
+    if let Err(error) = &ended
+        && !error.is_interruption()
+    {
+        lock.record_failure(chain(error).lines().map(str::to_owned).collect());
+    }
+    ended
+}
+
+fn run_locked(
+    lowered: &Lowered<'_>,
+    (state, lock, held): (&MachineState, &mut StartLock, Option<Flock<File>>),
+    supervision: Supervision,
+    (interruption, messages): (&Interruption, &OutputWriter),
+) -> Result<(), RunError> {
     let message = &mut |text: &str| messages.push_line(text);
     for warning in &lowered.launch.warnings {
         message(&format!("warning: {warning}"));
     }
     // Before anything is made that would have to be removed.
-    saving::wait_until_saved(&state, interruption)?;
-    let mut prepared = Prepared::make(lowered, &mut lock, interruption, message)?;
+    saving::wait_until_saved(state, interruption)?;
+    let mut prepared = Prepared::make(lowered, lock, interruption, message)?;
     if !is_confined() {
         let macs: Vec<_> = lowered.document.interfaces.iter().map(|interface| interface.mac.clone()).collect();
         require_own_macs(StartingGuest { launch: &prepared.launch, macs: &macs }, &state.runtime())?;
@@ -335,7 +356,7 @@ fn run_until_it_ends(
         _ => as_booted,
     };
     let launch = &prepared.launch.clone();
-    forget_pause(&state);
+    forget_pause(state);
     state.write_launch(launch)?;
     if let Some(stamp) = &stamp {
         state.write_stamp(stamp)?;
@@ -346,16 +367,16 @@ fn run_until_it_ends(
             // The thread that writes them ends when this process becomes the hypervisor.
             messages.finish();
             let context = become_hypervisor::ExecContext { interruption, held };
-            Err(become_hypervisor::become_hypervisor(launch, prepared, &state, context))
+            Err(become_hypervisor::become_hypervisor(launch, prepared, state, context))
         }
         // Only a supervisor can load a machine into its hypervisor.
         supervision => {
             let stop_timeout = supervision.stop_timeout();
             let messages = messages.clone();
-            let supervisor = supervise::Supervisor { launch, state: &state, stop_timeout, interruption, messages };
+            let supervisor = supervise::Supervisor { launch, state, stop_timeout, interruption, messages };
             let ended = supervisor.run(prepared, incoming);
             state.clear_running();
-            drop((held, lock));
+            drop(held);
             ended
         }
     }

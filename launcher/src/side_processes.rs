@@ -118,7 +118,7 @@ pub enum SideProcessError {
         source: ViewError,
     },
     /// It ended before it had created its socket.
-    #[error("{name}: {program} ended with {status} before it listened on {socket}; its own messages are above")]
+    #[error("{name}: {program} ended with {status} before it listened on {socket}; see its own messages")]
     Ended {
         /// The process, as messages name it.
         name: String,

@@ -5,12 +5,14 @@
 //! alive and is still the same process: the start time distinguishes it from a later process with the same process id.
 //! Only [`MachineState::activity`] decides whether a machine runs.
 
+mod failure;
 mod process;
 mod recorder;
 mod request;
 
+pub use failure::RunFailure;
 pub use process::ProcessIdentity;
-pub(crate) use process::proc_file;
+pub(crate) use process::{proc_file, unix_seconds};
 pub use request::{RecordedStop, StartRequest};
 
 use recorder::own_records;
@@ -241,6 +243,11 @@ impl StartLock {
         self.request
     }
 
+    /// Records why the start failed.
+    pub(crate) fn record_failure(&self, problems: Vec<String>) {
+        self.state.write_failure(problems);
+    }
+
     /// Records the network interfaces that were created, so that they can be removed even if this process is killed.
     ///
     /// # Errors
@@ -297,6 +304,7 @@ impl MachineState {
         let request = self.request()?;
         self.clear_request();
         self.clear_stop_request();
+        self.clear_failure();
         Ok(StartLock { state: self.clone(), starting, request, _lock: lock })
     }
 

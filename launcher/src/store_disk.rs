@@ -25,7 +25,7 @@ pub enum StoreDiskError {
         source: io::Error,
     },
     /// The image builder failed.
-    #[error("{program} ended with {status} without building the store disk from {plan}; its own messages are above")]
+    #[error("{program} ended with {status} without building the store disk from {plan}; see its own messages")]
     Failed {
         /// The image builder.
         program: HostPath,

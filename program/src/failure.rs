@@ -96,6 +96,11 @@ impl Failure {
         Self { hint: Some(hint), ..self }
     }
 
+    /// Returns the problems, without a hint.
+    pub fn reasons(&self) -> &[String] {
+        &self.problems
+    }
+
     /// Whether a signal ended the command.
     pub fn is_interruption(&self) -> bool {
         self.code == INTERRUPTED

@@ -45,8 +45,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let directory = overrides.state_directory()?;
     let begun = Start::begin(&runtime, &spec.name, &directory, &interruption).map_err(failed)?;
-    let facts = facts_for(&spec, overrides, &runtime, &interruption)?;
-    let launch = lowered(&checked, &facts)?;
+    let facts = facts_for(&spec, overrides, &runtime, &interruption);
+    let planned = facts.and_then(|facts| Ok((lowered(&checked, &facts)?, facts))).inspect_err(|failure| {
+        if !failure.is_interruption() {
+            begun.record_failure(failure.reasons().to_vec());
+        }
+    });
+    let (launch, facts) = planned?;
     let is_requested =
         arguments.supervise || std::env::var_os("MICROVM_SUPERVISE").is_some_and(|value| !value.is_empty());
     let supervision = if is_requested || launch.console.socket.is_some() {

@@ -3,11 +3,12 @@
 mod watch;
 
 use super::machine::failed;
-use launcher::imperative::{Layout, MachineActivity, MachineName, Phase, state_of};
+use launcher::imperative::{Layout, MachineActivity, MachineName, Phase, last_failure, state_of};
 use launcher::launch::Launch;
 use launcher::path::HostPath;
 use launcher::state::{Activity, MachineState, RunningMachine, RuntimeDirectory, StateError};
 use launcher::suspend::{SuspendError, SuspendedState};
+use program::escape::one_line;
 use program::failure::Failure;
 use program::output::print;
 use program::spelling::nearest;
@@ -62,6 +63,7 @@ fn row(name: String, runtime: &RuntimeDirectory) -> Row {
         phase: None,
         activity: Activity::Stopped,
         is_suspended: false,
+        failure: Vec::new(),
         problem: Some(problem),
     };
     let (state, phase) = match inspect(&name, runtime) {
@@ -72,13 +74,19 @@ fn row(name: String, runtime: &RuntimeDirectory) -> Row {
         Ok(found) => found,
         Err(error) => return unknown(error.to_string()),
     };
+    let is_down = activity == Activity::Stopped && phase != Phase::Running;
+    let failure = if is_down { failure(&name, &state) } else { Ok(Vec::new()) };
+    let failure = match failure {
+        Ok(failure) => failure,
+        Err(error) => return unknown(error.to_string()),
+    };
     let is_suspended = if phase == Phase::Stopped { is_suspended(&name, launch.as_ref()) } else { Ok(false) };
     let (is_suspended, problem) = match is_suspended {
         Ok(is_suspended) => (is_suspended, None),
         Err(error) => (false, Some(error.to_string())),
     };
     let hypervisor = launch.map(|launch| launch.hypervisor.to_string());
-    Row { name, hypervisor, phase: Some(phase), activity, is_suspended, problem }
+    Row { name, hypervisor, phase: Some(phase), activity, is_suspended, failure, problem }
 }
 
 struct Row {
@@ -88,6 +96,8 @@ struct Row {
     phase: Option<Phase>,
     activity: Activity,
     is_suspended: bool,
+    /// Why its start or its last run failed; empty if it has not failed.
+    failure: Vec<String>,
     /// Why something about the machine cannot be read.
     problem: Option<String>,
 }
@@ -99,6 +109,7 @@ impl Row {
             Some(Phase::Running) => "running",
             Some(Phase::Starting) => "starting",
             Some(Phase::Stopped) if self.is_suspended => "suspended",
+            Some(Phase::Stopped) if !self.failure.is_empty() => "failed",
             Some(Phase::Stopped) => "stopped",
         }
     }
@@ -110,8 +121,14 @@ impl Row {
             "activity": self.state(),
             "running": self.phase.map(|phase| phase == Phase::Running),
             "processes": self.activity.running(),
+            "failure": Some(&self.failure).filter(|failure| !failure.is_empty()),
             "problem": self.problem,
         })
+    }
+
+    /// The reasons of its failure, which its user has written, on one line.
+    fn reasons(&self) -> String {
+        one_line(&self.failure.join("; ")).into_owned()
     }
 
     fn text(&self) -> String {
@@ -119,7 +136,9 @@ impl Row {
         let described = match (&self.activity, self.phase) {
             (Activity::Running(machine), _) => running(machine),
             (Activity::Starting(machine), _) => format!("starting, by process {}", machine.launcher.pid),
-            (Activity::Stopped, _) => self.state().to_owned(),
+            (Activity::Stopped, _) if self.failure.is_empty() => self.state().to_owned(),
+            (Activity::Stopped, Some(Phase::Stopped)) if !self.is_suspended => format!("failed: {}", self.reasons()),
+            (Activity::Stopped, _) => format!("{}; the last start failed: {}", self.state(), self.reasons()),
         };
         format!("{}  {hypervisor}  {described}\n", self.name)
     }
@@ -134,6 +153,15 @@ fn is_suspended(name: &str, launch: Option<&Launch>) -> Result<bool, SuspendErro
         (None, None) => return Ok(false),
     };
     SuspendedState::new(&directory, name).is_visible()
+}
+
+/// Returns why the machine failed to start, or why its last run failed. Empty if it has not failed.
+fn failure(name: &str, state: &MachineState) -> Result<Vec<String>, StateError> {
+    let of_host = MachineName::new(name).ok().and_then(|name| Layout::of_environment().existing(&name).ok());
+    match of_host {
+        Some(machine) => last_failure(&machine),
+        None => Ok(state.failure()?.map(|failure| failure.problems).unwrap_or_default()),
+    }
 }
 
 /// Returns the state of a machine. A machine of this host may run in its service, or be recorded in another runtime

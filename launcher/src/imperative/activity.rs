@@ -64,6 +64,21 @@ impl MachineActivity {
     }
 }
 
+/// Returns why a machine of this host failed to start, or why its last run failed: what its launcher recorded, or else which
+/// units systemd reports as failed. Empty if it has not failed.
+///
+/// # Errors
+/// Returns [`StateError`].
+pub fn last_failure(machine: &Machine) -> Result<Vec<String>, StateError> {
+    let recorded = match RuntimeDirectory::locate() {
+        Ok(runtime) => runtime.machine(machine.name.as_str())?.failure()?,
+        Err(StateError::NoRuntimeDirectory) => None,
+        Err(error) => return Err(error),
+    };
+    let recorded = recorded.map(|failure| failure.problems);
+    Ok(recorded.unwrap_or_else(|| Service::of(&machine.name).failures()))
+}
+
 /// Returns the state of a machine of this host: the one under its own name, or under another name if the machine was
 /// started in its state directory with that name.
 ///

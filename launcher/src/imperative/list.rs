@@ -1,12 +1,13 @@
 //! `microvm list`: lists the machines, what they are doing, and which of them are outdated.
 
-use super::activity::{MachineActivity, Phase};
+use super::activity::{MachineActivity, Phase, last_failure};
 use super::layout::{Layout, Machine};
 use super::parallel::in_parallel;
 use super::resources::Resources;
 use super::update::{Booted, booted};
 use super::{ImperativeError, nix};
 use crate::path::HostPath;
+use crate::state::Activity;
 use crate::suspend::{SuspendError, SuspendedState};
 use serde::Serialize;
 use std::fs;
@@ -57,6 +58,8 @@ pub struct Row {
     pub freshness: UpdateState,
     /// Whether it was started with another runner than its current one.
     pub stale: bool,
+    /// Why its start or its last run failed; null if it has not failed, or runs.
+    pub failure: Option<Vec<String>>,
     /// A problem with the machine, if there is one.
     pub problem: Option<String>,
     /// The resources that it uses.
@@ -74,7 +77,9 @@ pub enum ListedActivity {
     Starting,
     /// It is not running, and its next start resumes it.
     Suspended,
-    /// It is not running, but was not stopped by its service: it has failed, or the host went down.
+    /// It is not running, because its start or its last run failed; `failure` says why.
+    Failed,
+    /// It is not running, but was not stopped by its service, for example because the host went down.
     StoppedUnexpectedly,
     /// It is not running: it was stopped, or has never been started.
     NotBooted,
@@ -116,15 +121,24 @@ fn row(machine: &Machine, options: ListOptions) -> Row {
     let activity = MachineActivity::of(machine);
     let suspended = is_suspended(machine);
     let damaged = suspended.as_ref().err().map(ToString::to_string);
-    let problem = activity.as_ref().err().map(ToString::to_string).or(damaged);
+    let is_active = activity
+        .as_ref()
+        .is_ok_and(|activity| activity.recorded != Activity::Stopped || activity.phase() == Phase::Running);
+    let failure = if is_active { Ok(Vec::new()) } else { last_failure(machine) };
+    let (failure, unreadable) = match failure {
+        Ok(problems) => (Some(problems).filter(|problems| !problems.is_empty()), None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let problem = activity.as_ref().err().map(ToString::to_string).or(unreadable.clone()).or(damaged);
     let running = activity.as_ref().ok().and_then(|activity| activity.recorded.running());
     let hypervisor = running.map(|running| running.hypervisor);
     let activity = match activity.map(|activity| activity.phase()) {
         Ok(Phase::Running) => ListedActivity::Running,
         Ok(Phase::Starting) => ListedActivity::Starting,
         Err(_) => ListedActivity::Unknown,
-        _ if suspended.is_err() => ListedActivity::Unknown,
+        _ if suspended.is_err() || unreadable.is_some() => ListedActivity::Unknown,
         _ if suspended.is_ok_and(|is_suspended| is_suspended) => ListedActivity::Suspended,
+        _ if failure.is_some() => ListedActivity::Failed,
         _ if fs::symlink_metadata(machine.booted()).is_ok() => ListedActivity::StoppedUnexpectedly,
         _ => ListedActivity::NotBooted,
     };
@@ -136,6 +150,7 @@ fn row(machine: &Machine, options: ListOptions) -> Row {
         activity,
         freshness: UpdateState::Unknown,
         stale: false,
+        failure,
         problem,
         resources: Resources::default(),
     };

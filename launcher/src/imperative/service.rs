@@ -52,6 +52,14 @@ impl Service {
         }
     }
 
+    /// Returns which units of the machine have failed in systemd, with systemd's reasons. Empty without systemd.
+    pub fn failures(&self) -> Vec<String> {
+        let mut command = Command::new("systemctl");
+        command.args(["show", "--property=Id,ActiveState,Result", &self.unit]).args(self.helpers());
+        let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output();
+        failed_units(&output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default())
+    }
+
     /// Whether systemd runs this host and has the unit. If systemd does not answer, it is assumed to have it: a machine
     /// must not be started outside of its service then.
     pub fn is_installed(&self) -> bool {
@@ -196,6 +204,17 @@ fn run(arguments: &[&str]) -> Result<(), ImperativeError> {
     Err(ImperativeError::Program { program, status, output: String::new() })
 }
 
+/// Returns the failed units in the output of `systemctl show`, which separates units by empty lines.
+fn failed_units(properties: &str) -> Vec<String> {
+    let failed = properties.split("\n\n").filter_map(|unit| {
+        let value = |name: &str| unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let is_failed = value("ActiveState") == Some("failed");
+        is_failed
+            .then(|| format!("{} has failed: {}", value("Id").unwrap_or_default(), value("Result").unwrap_or_default()))
+    });
+    failed.collect()
+}
+
 /// Whether systemd is shutting the host down.
 ///
 /// # Errors
@@ -271,4 +290,18 @@ fn call(mut command: Command, program: &str) -> Result<(), ImperativeError> {
         return Ok(());
     }
     Err(ImperativeError::Program { program: program.to_owned(), status, output: String::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::failed_units;
+
+    #[test]
+    fn units_that_have_failed_are_found_with_their_results() {
+        let shown = "Id=microvm@web.service\nActiveState=inactive\nResult=dependency\n\n\
+                     Id=microvm-root@web.service\nActiveState=failed\nResult=exit-code\n\n\
+                     Id=microvm-virtiofsd@web.service\nActiveState=active\nResult=success\n";
+        assert_eq!(failed_units(shown), ["microvm-root@web.service has failed: exit-code"]);
+        assert!(failed_units("").is_empty());
+    }
 }

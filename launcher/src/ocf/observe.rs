@@ -3,7 +3,7 @@
 
 use crate::control::{Condition, ControlError, Controller};
 use crate::launch::Launch;
-use crate::state::{Activity, MachineState, StateError};
+use crate::state::{Activity, MachineState, StateError, unix_seconds};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -64,10 +64,4 @@ fn is_new(activity: &Activity) -> bool {
 /// Returns how many seconds have passed since a time in seconds since 1970.
 pub(super) fn seconds_since(time: u64) -> u64 {
     unix_seconds().saturating_sub(time)
-}
-
-/// Returns the time in seconds since 1970.
-fn unix_seconds() -> u64 {
-    use std::time::{SystemTime, UNIX_EPOCH};
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }

@@ -5,7 +5,7 @@ use super::{Prepared, RunError};
 use crate::interruption::Interruption;
 use crate::launch::Launch;
 use crate::spec::Hypervisor;
-use crate::state::{MachineState, ProcessIdentity, RunningMachine, StateError};
+use crate::state::{MachineState, ProcessIdentity, RunningMachine, StateError, unix_seconds};
 use nix::fcntl::{FcntlArg, FdFlag, Flock, fcntl};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{getpgrp, getpid, setpgid, tcgetpgrp, tcsetpgrp};
@@ -14,7 +14,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Returns the hypervisor's command, without stdin, stdout and user.
 pub(super) fn command(launch: &Launch, prepared: &Prepared) -> Command {
@@ -125,8 +124,4 @@ fn leave_process_group() -> nix::Result<()> {
 
 fn own_process(state: &MachineState) -> Result<ProcessIdentity, StateError> {
     ProcessIdentity::current().map_err(|source| StateError::File { path: state.directory().to_owned(), source })
-}
-
-pub(super) fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -3,7 +3,7 @@
 //! One loop polls all descriptors, and nothing in it blocks: separate threads write the output and ask the guest to
 //! stop. The loop sleeps while there are no events.
 
-use super::become_hypervisor::{command, unix_seconds};
+use super::become_hypervisor::command;
 use super::incoming::{IncomingMachine, IncomingState};
 use super::output::OutputWriter;
 use super::{Prepared, RunError};
@@ -17,7 +17,7 @@ use crate::network::CreatedInterfaces;
 use crate::readiness::{GuestListener, GuestMessage, ServiceManager};
 use crate::shutdown::{StopTarget, stop};
 use crate::side_processes::SideProcesses;
-use crate::state::{MachineState, ProcessIdentity, RunningMachine, StateError};
+use crate::state::{MachineState, ProcessIdentity, RunningMachine, StateError, unix_seconds};
 use crate::suspend::is_suspended;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};

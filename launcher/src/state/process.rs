@@ -6,6 +6,7 @@ use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A process, distinguished from later processes with the same process id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +16,11 @@ pub struct ProcessIdentity {
     pub pid: i32,
     /// When it started, in clock ticks since boot: field 22 of `/proc/PID/stat`, which exec does not change.
     pub start_ticks: u64,
+}
+
+/// Returns the current time, in seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl ProcessIdentity {

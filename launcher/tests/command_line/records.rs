@@ -4,7 +4,7 @@ use crate::{stderr, stdout};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -30,11 +30,39 @@ impl Host {
     }
 
     fn microvm(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("microvm runs")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
         command.args(arguments).env("MICROVM_STATE_DIR", self.path("machines"));
         command.env("MICROVM_RUNTIME_DIR", self.path("run")).stdin(Stdio::null());
-        command.output().expect("microvm runs")
+        command
     }
+}
+
+#[test]
+fn a_machine_whose_unit_failed_is_shown_with_the_unit() {
+    let host = Host::new(&["web"]);
+    symlink("/nix/store/runner", host.path("machines/web/current")).expect("a link");
+    fs::create_dir(host.path("bin")).expect("a directory");
+    // Answers as systemd does if the unit that creates the root directory has failed.
+    let shown = "Id=microvm@web.service\\nActiveState=inactive\\nResult=dependency\\n\\n\
+                 Id=microvm-root@web.service\\nActiveState=failed\\nResult=exit-code\\n";
+    let script = format!("#!/bin/sh\ncase $* in *Result*) printf '{shown}' ;; esac\n");
+    testing::write_program(&host.path("bin/systemctl"), &script);
+    let microvm = |arguments: &[&str]| {
+        let search_path = format!("{}:/usr/bin:/bin", host.path("bin").display());
+        let output = host.command(arguments).env("PATH", search_path).output().expect("microvm runs");
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let reason = "microvm-root@web.service has failed: exit-code";
+    assert_eq!(microvm(&["status"]), format!("web  -  failed: {reason}\n"));
+    let listed = microvm(&["list", "--offline"]);
+    assert_eq!(listed, format!("web  failed, installed from another computer: {reason}\n"));
+    let rows: Value = serde_json::from_str(&microvm(&["list", "--offline", "--json"])).expect("JSON");
+    assert_eq!((&rows[0]["activity"], &rows[0]["failure"]), (&json!("failed"), &json!([reason])));
 }
 
 #[test]

@@ -84,6 +84,26 @@ fn the_output_of_a_hypervisor_that_ends_immediately_is_printed() {
     let text = printed(&output);
     assert!(text.starts_with("no such device\nerror: firecracker ended with exit status: 7 after "), "{text}");
     let status = machine.output(&["status", "web"]);
+    let shown = String::from_utf8_lossy(&status.stdout);
+    assert!(shown.starts_with("web  firecracker  failed: firecracker ended with exit status: 7 after "), "{shown}");
+}
+
+#[test]
+fn status_shows_why_the_only_start_failed_until_the_machine_starts() {
+    let changes = json!({"storeDisk": {"image": "no-image"}});
+    let Some(machine) = scripted_machine("exit 0", changes) else { return };
+    assert_eq!(machine.output(&["run", "machine.json"]).status.code(), Some(1));
+    let status = machine.output(&["status", "web"]);
+    assert_eq!(status.status.code(), Some(0));
+    let path = machine.path("no-image");
+    let reason = format!("storeDisk.image: {}: No such file or directory (os error 2)", path.display());
+    assert_eq!(String::from_utf8_lossy(&status.stdout), format!("web  -  failed: {reason}\n"));
+    let document: Value = serde_json::from_slice(&machine.output(&["status", "--json"]).stdout).unwrap();
+    assert_eq!((&document[0]["activity"], &document[0]["failure"]), (&json!("failed"), &json!([reason])));
+    fs::write(&path, "image").unwrap();
+    let started = machine.output(&["run", "machine.json", "--supervise"]);
+    assert!(started.status.success(), "{}", printed(&started));
+    let status = machine.output(&["status", "web"]);
     assert_eq!(String::from_utf8_lossy(&status.stdout), "web  firecracker  stopped\n");
 }
 

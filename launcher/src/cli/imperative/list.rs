@@ -2,6 +2,7 @@
 
 use crate::cli::host_machine::failure;
 use launcher::imperative::{Evaluation, Layout, ListOptions, ListedActivity, Measurement, Row, UpdateState, list};
+use program::escape::one_line;
 use program::failure::Failure;
 use program::output::{colours_are_permitted, message, print};
 use std::io::IsTerminal;
@@ -58,6 +59,7 @@ fn line(row: &Row, width: usize, palette: Palette) -> String {
         (ListedActivity::Running, true) => ("stale: runs an older system", 33),
         (ListedActivity::Starting, _) => ("starting", 33),
         (ListedActivity::Suspended, _) => ("suspended", 33),
+        (ListedActivity::Failed, _) => ("failed", 31),
         (ListedActivity::StoppedUnexpectedly, _) => ("stopped unexpectedly", 31),
         (ListedActivity::NotBooted, _) => ("not booted", 31),
         (ListedActivity::Unknown, _) => ("unknown", 31),
@@ -75,17 +77,18 @@ fn line(row: &Row, width: usize, palette: Palette) -> String {
         }
         UpdateState::Unknown => "not evaluated".to_owned(),
     };
-    // The error reports this.
-    let problem = row
-        .problem
-        .as_ref()
-        .filter(|_| row.activity != ListedActivity::Unknown)
-        .map(|problem| format!(": {problem}"))
+    // The error reports the problem of an unknown machine.
+    let problem = row.problem.clone().filter(|_| row.activity != ListedActivity::Unknown);
+    let reasons = problem.into_iter().chain(row.failure.iter().map(|failure| failure.join("; ")));
+    let reasons = reasons.collect::<Vec<_>>().join("; ");
+    let reasons = Some(reasons)
+        .filter(|reasons| !reasons.is_empty())
+        .map(|reasons| format!(": {}", one_line(&reasons)))
         .unwrap_or_default();
     let name = format!("{:width$}", row.name);
     let name = match palette {
         Palette::Colours => format!("\x1b[{colour}m{name}\x1b[0m"),
         Palette::Plain => name,
     };
-    format!("{name}  {activity}, {freshness}{problem}\n")
+    format!("{name}  {activity}, {freshness}{reasons}\n")
 }
