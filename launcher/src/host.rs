@@ -10,7 +10,7 @@ mod landlock;
 mod needs;
 mod qcow2;
 
-pub(crate) use first_output::first_output;
+pub(crate) use first_output::{first_output, last_output};
 
 pub use facts::{FactsError, KernelImage, gather, inspect_store_disk, kernel_form};
 pub use needs::{CheckTime, HostProblem, missing};

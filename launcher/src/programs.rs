@@ -27,6 +27,7 @@ const PACKAGES: &[(&str, Option<&str>, &str)] = &[
     ("passt", Some("passt"), "passt"),
     ("e2fsck", Some("e2fsprogs"), "e2fsprogs"),
     ("resize2fs", Some("e2fsprogs"), "e2fsprogs"),
+    ("e2image", Some("e2fsprogs"), "e2fsprogs"),
 ];
 
 /// Returns the error for a program that is not at `place`.

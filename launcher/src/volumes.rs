@@ -13,7 +13,7 @@ pub use format::check_format;
 pub use grow::{GrowError, Grown, grow};
 pub use lock::{ImageLock, LockHolder, LockRequest, LockTime, VolumeLock, inspect_locks, lock_created, lock_volumes};
 pub(crate) use lock::{ImageNumber, LOCK_DIRECTORY_MODE, LOCK_ENDING, require_no_loop_user};
-pub use own_files::{own_files_in_use, require_no_own_file};
+pub use own_files::{own_files_in_use, require_free_name, require_no_own_file};
 pub use same_file::{SameFile, same_files};
 pub use volume_maker::{FoundFileSystem, file_system};
 

@@ -18,6 +18,8 @@ mod numbers;
 mod records;
 #[path = "command_line/upgrade.rs"]
 mod upgrade;
+#[path = "command_line/volumes.rs"]
+mod volumes;
 
 fn microvm(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_microvm")).args(arguments).output().expect("microvm runs")

@@ -158,19 +158,20 @@ impl FileSystem {
         }
     }
 
-    /// Returns the smallest size in bytes with which its mkfs program creates it without additional arguments; `None` if it
-    /// is not known.
-    pub fn min_bytes(self) -> Option<u64> {
+    /// Returns a size in bytes below which no mkfs program creates it without additional arguments.
+    pub fn min_bytes(self) -> u64 {
         match self {
             // Measured with mke2fs 1.47 and blocks of 4 KiB.
-            Self::Ext2 | Self::Ext3 | Self::Ext4 => Some(224 << 10),
+            Self::Ext2 | Self::Ext3 | Self::Ext4 => 224 << 10,
             // Since xfsprogs 5.19: mkfs.xfs(8), `--unsupported`.
-            Self::Xfs => Some(300 << 20),
+            Self::Xfs => 300 << 20,
             // btrfs_min_dev_size in mkfs/common.c, with nodes of 16 KiB and duplicated metadata.
-            Self::Btrfs => Some(109 << 20),
+            Self::Btrfs => 109 << 20,
             // Measured with mkfs.fat 4.2.
-            Self::Vfat => Some(50 << 10),
-            Self::F2fs => None,
+            Self::Vfat => 50 << 10,
+            // F2FS_MIN_SEGMENTS in linux/f2fs_fs.h, after a segment for the superblock. mkfs.f2fs 1.15 needs 52 MiB, which other
+            // versions may not.
+            Self::F2fs => 20 << 20,
         }
     }
 
@@ -180,10 +181,11 @@ impl FileSystem {
     /// # Errors
     /// The size is too small.
     pub fn check_size(self, size_bytes: u64, mkfs_arguments: &[impl AsRef<OsStr>]) -> Result<(), TooSmall> {
-        match self.min_bytes().filter(|min_bytes| size_bytes < *min_bytes && mkfs_arguments.is_empty()) {
-            Some(min_bytes) => Err(TooSmall { file_system: self, size_bytes, min_bytes }),
-            None => Ok(()),
+        let min_bytes = self.min_bytes();
+        if size_bytes < min_bytes && mkfs_arguments.is_empty() {
+            return Err(TooSmall { file_system: self, size_bytes, min_bytes });
         }
+        Ok(())
     }
 
     /// Returns the arguments of the mkfs program, without the name of the file and the user's arguments.
@@ -196,8 +198,8 @@ impl FileSystem {
             }
             // The file is new and empty, so mkfs has nothing to overwrite.
             Self::Xfs | Self::Btrfs => vec!["-q".into(), "-f".into()],
-            Self::F2fs => vec!["-q".into()],
-            Self::Vfat => vec![],
+            // With `-q`, mkfs.f2fs does not say why it fails.
+            Self::F2fs | Self::Vfat => vec![],
         };
         if let Some(label) = label {
             let option = match self {
@@ -233,7 +235,7 @@ mod tests {
     #[test]
     fn a_size_is_too_small_unless_arguments_for_mkfs_may_allow_it() {
         for file_system in FileSystem::ALL {
-            let Some(min_bytes) = file_system.min_bytes() else { continue };
+            let min_bytes = file_system.min_bytes();
             assert_eq!(file_system.check_size(min_bytes, &[""; 0]), Ok(()));
             let too_small = file_system.check_size(min_bytes - 512, &[""; 0]).unwrap_err();
             assert!(

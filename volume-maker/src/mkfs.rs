@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 /// Directories of mkfs programs, which are not in the PATH of many users.
 const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
 
-/// Returns the part of a message before the usage. mkfs.xfs prints its usage with every error.
+/// Returns the part of a message before the usage, and after what is not an error. mkfs.xfs prints its usage with every
+/// error, and mkfs.f2fs its settings.
 pub(crate) fn without_usage(text: &str) -> String {
-    let lines = text.lines().take_while(|line| !line.starts_with("Usage:"));
+    let is_error = |line: &str| line.trim_start().starts_with("Error:");
+    let first = text.lines().position(is_error).unwrap_or(0);
+    let lines = text.lines().skip(first).take_while(|line| !line.starts_with("Usage:"));
     let message = lines.collect::<Vec<_>>().join("\n").trim().to_owned();
     if message.is_empty() { text.trim().to_owned() } else { message }
 }
@@ -41,6 +44,11 @@ mod tests {
     fn the_usage_is_removed_from_a_message_that_has_other_text() {
         assert_eq!(without_usage("too small\nUsage: mkfs.xfs\n[-q]\n"), "too small");
         assert_eq!(without_usage("Usage: mke2fs\n[-q]\n"), "Usage: mke2fs\n[-q]");
+        let of_f2fs = "\n\tF2FS-tools: mkfs.f2fs Ver: 1.15.0\n\nInfo: total sectors = 81920 (40 MB)\n\tError: Device size is not \
+                       sufficient for F2FS volume\n\tError: Failed to prepare a super block!!!\n";
+        let errors =
+            "Error: Device size is not sufficient for F2FS volume\n\tError: Failed to prepare a super block!!!";
+        assert_eq!(without_usage(of_f2fs), errors);
     }
 
     #[test]

@@ -9,11 +9,11 @@ use launcher::state::RuntimeDirectory;
 use launcher::suspend::is_suspended;
 use launcher::volumes::{
     Copied, CopyError, CopyOwner, GrowError, Grown, ImageLock, LockRequest, LockTime, VolumeError, VolumeLock, copy,
-    grow, lock_volumes, require_no_own_file,
+    grow, lock_volumes, require_free_name, require_no_own_file,
 };
 use program::failure::Failure;
 use program::output::message;
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 
 /// Back up, restore or grow a volume of a machine that is not running
 #[derive(clap::Args)]
@@ -72,6 +72,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     match &arguments.action {
         Action::Backup { target, file } => {
             let volume = target.find(&interruption)?;
+            volume.require_free_name(file)?;
             let _lock = volume.lock(ImageLock::HeldUnchanged)?;
             copied(copy(volume.need.image.as_path(), file, CopyOwner::Current, &interruption))?;
             message(&format!("{}: copied to {}", volume.need.image, file.display()));
@@ -87,9 +88,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         Action::Grow { target, size } => {
             let volume = target.find(&interruption)?;
-            let _lock = volume.lock(ImageLock::Held)?;
+            let locks = volume.lock(ImageLock::Held)?;
             volume.require_not_suspended()?;
-            let grown = grow(volume.need.image.as_path(), *size, &interruption).map_err(grow_failure)?;
+            let grown = grow(volume.need.image.as_path(), *size, &locks, &interruption).map_err(grow_failure)?;
             volume.report_grown(grown);
             Ok(())
         }
@@ -182,6 +183,14 @@ impl MachineVolume {
         Err(Failure::problems(vec![problem]).with_hint(format!(
             "resume it and shut it down, or delete what was saved with `microvm resume --discard {name}`"
         )))
+    }
+
+    /// Refuses a backup with the name of a file that microvm keeps for this machine or another one of this host.
+    fn require_free_name(&self, backup: &Path) -> Result<(), Failure> {
+        let backup = absolute(backup).map_err(failed)?;
+        let other = backup.parent().and_then(|directory| Layout::of_environment().machine_in(directory));
+        let others: Vec<_> = other.iter().map(|machine| machine.directory.as_path()).collect();
+        require_free_name(&self.launch, &others, &backup).map_err(|error| Failure::usage(error.to_string()))
     }
 
     fn report_grown(&self, grown: Grown) {

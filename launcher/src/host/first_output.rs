@@ -1,18 +1,19 @@
-//! What a program prints when it is asked for its options. The program may belong to a machine's user, so it can neither keep
-//! the launcher waiting nor fill its memory.
+//! Output of a program that can neither keep the launcher waiting nor fill its memory. The program may belong to a machine's
+//! user, or read much.
 
 use crate::interruption::end_group;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::io::{self, Read};
+use std::collections::VecDeque;
+use std::io::{self, PipeReader, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long a program may take to print its options.
+/// How long a program may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The most output that is read.
+/// The most output that is returned.
 const MAX_BYTES: usize = 1 << 20;
 
 /// Runs a program, and returns the beginning of its output to stdout and stderr. Ends the program when it has printed too
@@ -24,14 +25,53 @@ pub(crate) fn first_output(command: Command) -> io::Result<Vec<u8>> {
     first_output_within(command, TIMEOUT)
 }
 
+/// Runs a program, and returns the end of its output to stdout, or what it had printed when it was ended because it took too
+/// long.
+///
+/// # Errors
+/// Fails if the program cannot be started.
+pub(crate) fn last_output(command: Command) -> io::Result<Vec<u8>> {
+    last_output_within(command, TIMEOUT)
+}
+
 fn first_output_within(mut command: Command, timeout: Duration) -> io::Result<Vec<u8>> {
-    let (mut reader, writer) = io::pipe()?;
-    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
+    let (reader, writer) = io::pipe()?;
+    command.stdout(writer.try_clone()?).stderr(writer);
+    let mut output = Vec::new();
+    read_output(command, reader, timeout, |bytes| {
+        output.extend(bytes);
+        output.len() >= MAX_BYTES
+    })?;
+    Ok(output)
+}
+
+fn last_output_within(mut command: Command, timeout: Duration) -> io::Result<Vec<u8>> {
+    let (reader, writer) = io::pipe()?;
+    command.stdout(writer).stderr(Stdio::null());
+    let mut output = VecDeque::new();
+    let read = read_output(command, reader, timeout, |bytes| {
+        output.extend(bytes);
+        output.drain(..output.len().saturating_sub(MAX_BYTES));
+        false
+    });
+    match read {
+        Err(error) if error.kind() != io::ErrorKind::TimedOut => Err(error),
+        _ => Ok(output.into()),
+    }
+}
+
+/// Runs a program with its output to a pipe. Ends it when `is_enough` says so, or when it takes too long.
+fn read_output(
+    mut command: Command,
+    mut reader: PipeReader,
+    timeout: Duration,
+    mut is_enough: impl FnMut(&[u8]) -> bool,
+) -> io::Result<()> {
+    command.stdin(Stdio::null()).process_group(0);
     let mut child = command.spawn()?;
     // It contains the writing ends, and the end of the output is seen only without them.
     drop(command);
     let end = Instant::now() + timeout;
-    let mut output = Vec::new();
     let read = loop {
         let left = PollTimeout::try_from(end.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(reader.as_fd(), PollFlags::POLLIN)], left) {
@@ -42,12 +82,10 @@ fn first_output_within(mut command: Command, timeout: Duration) -> io::Result<Ve
         }
         let mut buffer = [0; 16 << 10];
         match reader.read(&mut buffer) {
-            Ok(0) => break Ok(output),
-            Ok(count) => output.extend(&buffer[..count]),
+            Ok(0) => break Ok(()),
+            Ok(count) if is_enough(&buffer[..count]) => break Ok(()),
+            Ok(_) => {}
             Err(error) => break Err(error),
-        }
-        if output.len() >= MAX_BYTES {
-            break Ok(output);
         }
     };
     end_group(&mut child);
@@ -70,5 +108,16 @@ mod tests {
         assert!(first_output(shell("exec yes")).unwrap().len() >= MAX_BYTES);
         let silent = first_output_within(shell("exec sleep 600"), Duration::from_millis(100));
         assert_eq!(silent.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn reading_the_journal_after_a_failed_start_had_no_limit() {
+        let long = last_output(shell("head -c 9000000 /dev/zero; echo 'error: the end'; echo err >&2")).unwrap();
+        assert!(long.len() == MAX_BYTES && long.ends_with(b"\0error: the end\n"));
+        let stuck = last_output_within(shell("echo 'error: so far'; exec sleep 600"), Duration::from_secs(2));
+        assert_eq!(stuck.unwrap(), b"error: so far\n");
+        let endless = last_output_within(shell("exec yes"), Duration::from_millis(200)).unwrap();
+        assert!(endless.len() <= MAX_BYTES);
+        assert!(last_output(Command::new("/nonexistent/journalctl")).is_err());
     }
 }

@@ -3,7 +3,7 @@
 use super::activity::{LockAttempt, MachineActivity, Phase, try_lock};
 use super::create::remove_directory;
 use super::layout::{Layout, Machine, remove_link, rename};
-use super::lock::MachineLock;
+use super::lock::{MachineLock, NamesLock};
 use super::service::is_declared;
 use super::{ImperativeError, MachineName};
 use std::path::PathBuf;
@@ -67,7 +67,10 @@ pub fn delete(layout: &Layout, name: &MachineName) -> Result<(), ImperativeError
         (Err(_), _) => {}
     }
     layout.remove_unfinished_links(&machine)?;
+    // A new machine `booted-web` beside this `web` waits, and does not lose the root that it has just made.
+    let names = NamesLock::take(layout)?;
     layout.remove_gc_roots(&machine)?;
+    drop(names);
     remove_link(&layout.building(&machine))?;
     remove_directory(&unfinished)
 }

@@ -1,7 +1,7 @@
 //! The systemd services of machines, and their registration with systemd-machined.
 
 use super::{ImperativeError, MachineName};
-use crate::host::first_output;
+use crate::host::{first_output, last_output};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -150,14 +150,13 @@ impl Service {
         command
     }
 
-    /// Returns what the programs of the service and of the units around it have printed since that position, as far as the
-    /// journal can be read.
+    /// Returns the end of what the programs of the service and of the units around it have printed since that position, as far
+    /// as the journal can be read within 10 s. The guest's console is in it.
     pub fn messages_since(&self, position: &JournalPosition) -> Vec<u8> {
         sync_journal();
         // Without `--lines`, which counts from the position, and not from the end.
         let arguments = ["--quiet", "--no-pager", "--output=cat", &position.option()].map(str::to_owned);
-        let output = self.journal(&arguments).stdin(Stdio::null()).stderr(Stdio::null()).output();
-        output.map(|output| output.stdout).unwrap_or_default()
+        last_output(self.journal(&arguments)).unwrap_or_default()
     }
 
     fn helpers(&self) -> impl Iterator<Item = String> {

@@ -21,7 +21,7 @@ use crate::suspend::{Resumption, StartingGuest, SuspendError, require_own_macs};
 use crate::volumes::{VolumeError, check_format, check_size, inspect_locks, own_files_in_use};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
-use nix::sys::statvfs::statvfs;
+use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{AccessFlags, faccessat};
 use program::place::{Directory, Place};
 use program::user::Identity;
@@ -93,7 +93,8 @@ impl Refusals<'_> {
 
     /// Checks that the file system has space left. Root may use its reserve.
     fn check_space(&mut self, option: &str, path: &Path) {
-        let Some(found) = path.ancestors().find_map(|existing| statvfs(existing).ok()) else { return };
+        let existing = path.ancestors().find_map(|existing| Directory::open(existing).ok());
+        let Some(found) = existing.and_then(|existing| fstatvfs(existing).ok()) else { return };
         let is_root = nix::unistd::geteuid().is_root();
         let free = if is_root { found.blocks_free() } else { found.blocks_available() };
         if free == 0 && found.blocks() > 0 {

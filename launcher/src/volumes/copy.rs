@@ -23,6 +23,14 @@ pub enum CopyError {
     /// The target exists.
     #[error("{0} already exists, and a copy never replaces a file: move it away or choose another name")]
     Exists(PathBuf),
+    /// The copy would be in the way of something else.
+    #[error("{path} {reason}; choose another name")]
+    Reserved {
+        /// The copy.
+        path: PathBuf,
+        /// What has this name.
+        reason: String,
+    },
     /// The original cannot be read.
     #[error("cannot read {path}: {source}")]
     Read {

@@ -1,6 +1,6 @@
 //! Growing a volume that no machine uses, and the file system in it if the host can do that.
 
-use super::is_almost_full;
+use super::{VolumeLock, is_almost_full};
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::programs::{NotInstalled, find_file_system_program};
 use nix::errno::Errno;
@@ -8,13 +8,14 @@ use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::sys::stat::fstat;
 use nix::unistd::{Uid, Whence, fchown, geteuid, lseek64};
 use program::child::{become_user, pass_descriptors};
-use program::place::{Directory, Place, descriptor_path};
+use program::place::{Directory, NewFile, Place, descriptor_path};
 use program::user::{Identity, user_name};
+use rustix::fs::{MemfdFlags, memfd_create};
 use std::env;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek};
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -121,6 +122,8 @@ const FULL_MESSAGES: [&str; 3] = ["No space left", "short write", "quota exceede
 const DESCRIPTORS: &str = "/proc/self/fd/";
 /// The directory for a copy that cannot be beside the image, unless `$TMPDIR` names another one. It is on a disk.
 const TEMPORARY: &str = "/var/tmp";
+/// The bit in the exit code of e2fsck for errors that it has left: e2fsck(8).
+const ERRORS_LEFT: i32 = 4;
 /// Errors with which the copy is put there.
 const CANNOT_CREATE: [io::ErrorKind; 2] = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
 
@@ -133,11 +136,17 @@ pub enum Grown {
     ImageOnly(Option<&'static str>),
 }
 
-/// Grows a raw image, and an ext file system in it. The caller holds the lock of the volume.
+/// Grows a raw image, and an ext file system in it. The programs that do this hold the locks of the volume as well: they
+/// may still write to it when this one has been killed.
 ///
 /// # Errors
 /// Returns [`GrowError`].
-pub fn grow(image: &Path, size_bytes: u64, interruption: &Interruption) -> Result<Grown, GrowError> {
+pub fn grow(
+    image: &Path,
+    size_bytes: u64,
+    locks: &[VolumeLock],
+    interruption: &Interruption,
+) -> Result<Grown, GrowError> {
     let failed = |source| GrowError::File { path: image.to_owned(), source };
     let place = Place::of(image).map_err(failed)?;
     let file = place.open(OFlag::O_RDWR).map_err(failed)?;
@@ -151,49 +160,37 @@ pub fn grow(image: &Path, size_bytes: u64, interruption: &Interruption) -> Resul
     }
     let found = file_system(&file).map_err(failed)?.map(|found| found.fs_type);
     let is_ext = found.is_some_and(|fs_type| fs_type.starts_with("ext"));
-    // An image that was grown, and its file system not: the power was cut in between, or resize2fs failed.
-    let is_unfinished =
-        is_ext && size_bytes == metadata.len() && ExtSize::of(&file).map_err(failed)?.is_shorter_than(size_bytes);
-    if size_bytes <= metadata.len() && !is_unfinished {
+    // An image that was grown, and its file system not: the power was cut meanwhile.
+    let is_unfinished = is_ext && ExtSize::of(&file).map_err(failed)?.is_shorter_than(metadata.len());
+    if size_bytes < metadata.len() || (size_bytes == metadata.len() && !is_unfinished) {
         return Err(GrowError::NotLarger { path: image.to_owned(), bytes: metadata.len() });
     }
-    let tools = if is_ext { Some(ExtTools::find(image, &file)?) } else { None };
-    if let Some(tools) = &tools {
-        // Before the image grows, so that a damaged file system stays as it is.
-        let mut check = tools.command("e2fsck", &[]);
-        tools.run(check.args(["-f", "-p"]).arg(descriptor_path(&file)), 1, interruption)?;
-    }
-    let Some(tools) = tools else {
+    let Some(tools) = is_ext.then(|| ExtTools::find(image, &file, locks)).transpose()? else {
         file.set_len(size_bytes).and_then(|()| file.sync_all()).map_err(failed)?;
         return Ok(Grown::ImageOnly(found));
     };
-    let rehearsed = tools.rehearse(&place, size_bytes, interruption)?;
+    // Before the image grows, so that a damaged file system stays as it is.
+    tools.check(is_unfinished, interruption)?;
+    let scratch = Scratch::of(&place, image)?;
+    let rehearsed = tools.rehearse(&scratch, size_bytes, interruption)?;
     if rehearsed.size.blocks <= ExtSize::of(&file).map_err(failed)?.blocks {
         let (path, bytes) = (image.to_owned(), size_bytes);
-        return Err(if is_unfinished {
+        return Err(if size_bytes == metadata.len() {
             GrowError::NotLarger { path, bytes }
         } else {
             GrowError::TooLittle { path, bytes }
         });
     }
-    file.set_len(size_bytes).map_err(failed)?;
-    if let Err(error) = reserve(&file, &rehearsed.written) {
-        // What is reserved beyond the old end is given back.
-        let _ = file.set_len(metadata.len());
-        return Err(no_space(image, error));
-    }
-    file.sync_all().map_err(failed)?;
-    tools.resize()?;
-    file.sync_all().map_err(failed)?;
+    tools.grow(&scratch, &rehearsed, metadata.len()..size_bytes)?;
     Ok(Grown::WithFileSystem)
 }
 
 /// Returns the error of a file operation before the image grows, which fails if the disk of the image is full.
-fn no_space(image: &Path, source: io::Error) -> GrowError {
+fn no_space(image: &Path, source: io::Error, remedy: &str) -> GrowError {
     let path = image.to_owned();
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            GrowError::KeepsSize { path, reason: source.to_string(), hint: FULL.to_owned() }
+            GrowError::KeepsSize { path, reason: source.to_string(), hint: remedy.to_owned() }
         }
         _ => GrowError::File { path, source },
     }
@@ -212,6 +209,26 @@ fn data_ranges(file: &File) -> io::Result<Vec<Range<u64>>> {
         ranges.push(start.unsigned_abs()..at.unsigned_abs());
     }
     Ok(ranges)
+}
+
+/// Returns the parts of ranges before that position.
+fn clip(ranges: &[Range<u64>], end: u64) -> Vec<Range<u64>> {
+    ranges.iter().map(|range| range.start..range.end.min(end)).filter(|range| !range.is_empty()).collect()
+}
+
+/// Copies ranges of a file to the same positions of another file.
+fn copy_ranges(from: &File, to: &File, ranges: &[Range<u64>]) -> io::Result<()> {
+    let mut buffer = vec![0; 1 << 20];
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            let length = usize::try_from(range.end - at).map_or(buffer.len(), |left| left.min(buffer.len()));
+            from.read_exact_at(&mut buffer[..length], at)?;
+            to.write_all_at(&buffer[..length], at)?;
+            at += length as u64;
+        }
+    }
+    Ok(())
 }
 
 /// Makes the disk reserve space for ranges of a file, without changing its content. Does nothing on a file system that
@@ -254,6 +271,36 @@ impl ExtSize {
     }
 }
 
+/// Where files that are needed only while an image grows are created.
+struct Scratch<'image> {
+    beside: &'image Place,
+    /// Not everyone who can write to an image can write to its directory.
+    elsewhere: Option<Place>,
+    /// What to do if the disk is full there.
+    remedy: String,
+}
+
+impl<'image> Scratch<'image> {
+    fn of(beside: &'image Place, image: &Path) -> Result<Self, GrowError> {
+        match beside.create() {
+            Err(error) if CANNOT_CREATE.contains(&error.kind()) => {
+                let named = env::var_os("TMPDIR").filter(|named| !named.is_empty());
+                let path = named.map_or_else(|| PathBuf::from(TEMPORARY), PathBuf::from);
+                let remedy =
+                    format!("; the disk of {} is almost full: free some space there, or set TMPDIR", path.display());
+                let elsewhere = Directory::open(&path).map_err(|source| GrowError::File { path, source })?;
+                Ok(Self { beside, elsewhere: Some(elsewhere.place("copy")), remedy })
+            }
+            Err(source) => Err(no_space(image, source, FULL)),
+            Ok(_) => Ok(Self { beside, elsewhere: None, remedy: FULL.to_owned() }),
+        }
+    }
+
+    fn create(&self) -> io::Result<NewFile<'_>> {
+        self.elsewhere.as_ref().unwrap_or(self.beside).create()
+    }
+}
+
 /// What growing a copy has shown.
 struct Rehearsed {
     /// The ranges that contain data afterwards.
@@ -266,13 +313,14 @@ struct Rehearsed {
 struct ExtTools<'a> {
     image: &'a Path,
     file: &'a File,
+    locks: Vec<RawFd>,
     programs: [(&'static str, PathBuf); 3],
     /// The owner of the image. A guest wrote it, so root does not read it.
     owner: Option<Identity>,
 }
 
 impl<'a> ExtTools<'a> {
-    fn find(image: &'a Path, file: &'a File) -> Result<Self, GrowError> {
+    fn find(image: &'a Path, file: &'a File, locks: &[VolumeLock]) -> Result<Self, GrowError> {
         let program = |name: &'static str| Ok::<_, NotInstalled>((name, find_file_system_program(name)?));
         let programs = [program("e2fsck")?, program("resize2fs")?, program("e2image")?];
         let owner = fstat(file).map_err(|errno| GrowError::File { path: image.to_owned(), source: errno.into() })?;
@@ -280,41 +328,58 @@ impl<'a> ExtTools<'a> {
         let needs_user = geteuid().is_root() && !owner.is_root();
         let no_user = |_| GrowError::NoUser { path: image.to_owned(), program: "e2fsck" };
         let owner = needs_user.then(|| Identity::of(&user_name(owner))).transpose().map_err(no_user)?;
-        Ok(Self { image, file, programs, owner })
+        let locks = locks.iter().map(VolumeLock::descriptor).collect();
+        Ok(Self { image, file, locks, programs, owner })
+    }
+
+    /// Checks the file system, and repairs what can be repaired without a decision. resize2fs that is interrupted leaves an
+    /// invalid resize inode, which e2fsck repairs only if all its questions are answered.
+    fn check(&self, is_unfinished: bool, interruption: &Interruption) -> Result<(), GrowError> {
+        let check = |answer| {
+            let mut check = self.command("e2fsck", &[]);
+            self.run(check.args(["-f", answer]).arg(descriptor_path(self.file)), 1, interruption)
+        };
+        match check("-p") {
+            Err(GrowError::Program { status, .. })
+                if is_unfinished && status.code().is_some_and(|code| code & ERRORS_LEFT != 0) =>
+            {
+                check("-y")
+            }
+            checked => checked,
+        }
+    }
+
+    /// Creates a file that has no name, and is gone when it is closed. The programs can write to it.
+    fn unnamed_file<'scratch>(&self, scratch: &'scratch Scratch<'_>) -> Result<NewFile<'scratch>, GrowError> {
+        let file = scratch.create().map_err(|source| no_space(self.image, source, &scratch.remedy))?;
+        if let Some(owner) = &self.owner {
+            let failed = |errno: Errno| GrowError::File { path: self.image.to_owned(), source: errno.into() };
+            fchown(file.file(), Some(owner.user()), Some(owner.group())).map_err(failed)?;
+        }
+        Ok(file)
     }
 
     /// Grows a copy of the file system without its files. resize2fs that fails leaves a damaged file system: so what could
     /// make it fail does so here, and the space that it needs is known.
-    fn rehearse(&self, place: &Place, size_bytes: u64, interruption: &Interruption) -> Result<Rehearsed, GrowError> {
+    fn rehearse(
+        &self,
+        scratch: &Scratch<'_>,
+        size_bytes: u64,
+        interruption: &Interruption,
+    ) -> Result<Rehearsed, GrowError> {
         let failed = |source| GrowError::File { path: self.image.to_owned(), source };
-        // It has no name, and is gone when it is closed. Not everyone who can write to an image can write to its directory.
-        let elsewhere;
-        let (copy, remedy) = match place.create() {
-            Err(error) if CANNOT_CREATE.contains(&error.kind()) => {
-                let named = env::var_os("TMPDIR").filter(|named| !named.is_empty());
-                let directory = named.map_or_else(|| PathBuf::from(TEMPORARY), PathBuf::from);
-                let failed = |source| GrowError::File { path: directory.clone(), source };
-                elsewhere = Directory::open(&directory).map_err(failed)?.place("copy");
-                let remedy = format!(
-                    "; the disk of {} is almost full: free some space there, or set TMPDIR",
-                    directory.display()
-                );
-                (elsewhere.create().map_err(failed)?, remedy)
-            }
-            created => (created.map_err(|source| no_space(self.image, source))?, FULL.to_owned()),
-        };
-        if let Some(owner) = &self.owner {
-            fchown(copy.file(), Some(owner.user()), Some(owner.group())).map_err(|errno| failed(errno.into()))?;
-        }
+        let copy = self.unnamed_file(scratch)?;
         let (image, copied) = (descriptor_path(self.file), descriptor_path(copy.file()));
         let mut save = self.command("e2image", &[copy.file()]);
         let mut grow = self.command("resize2fs", &[copy.file()]);
+        // Without this, it makes holes of the blocks that it fills with zeros, and they do not count as written.
+        grow.env("UNIX_IO_NOZEROOUT", "1");
         self.run(save.arg("-r").arg(image).arg(&copied), 0, interruption)
             .and_then(|()| copy.file().set_len(size_bytes).map_err(failed))
             .and_then(|()| self.run(grow.arg(&copied), 0, interruption))
             .map_err(|error| match error {
                 GrowError::Program { path, status, output, .. } => {
-                    let hint = full_hint((copy.file(), self.owner.as_ref()), &output, &remedy);
+                    let hint = full_hint((copy.file(), self.owner.as_ref()), &output, &scratch.remedy);
                     GrowError::KeepsSize { path, reason: reason_of(&output, status), hint }
                 }
                 error => error,
@@ -323,18 +388,54 @@ impl<'a> ExtTools<'a> {
         Ok(Rehearsed { written, size })
     }
 
-    /// Grows the file system to the length of the image. No signal interrupts that.
-    fn resize(&self) -> Result<(), GrowError> {
-        let mut command = self.command("resize2fs", &[]);
-        let output = command.arg(descriptor_path(self.file)).stdin(Stdio::null()).process_group(0).output();
-        let unfinished = |reason, hint| GrowError::Unfinished { path: self.image.to_owned(), reason, hint };
-        let ended = output.map_err(|source| unfinished(format!("resize2fs: {source}"), String::new()))?;
-        self.require_success(&command, ended.status, &String::from_utf8_lossy(&ended.stderr)).map_err(|error| {
-            match error {
-                GrowError::Program { status, output, hint, .. } => unfinished(reason_of(&output, status), hint),
-                error => error,
-            }
+    /// Grows the image from one length to another, and the file system in it. If that fails, restores what resize2fs has
+    /// overwritten: e2fsck could repair it only by guessing.
+    fn grow(&self, scratch: &Scratch<'_>, rehearsed: &Rehearsed, length: Range<u64>) -> Result<(), GrowError> {
+        let file = self.file;
+        let saved = self.unnamed_file(scratch)?;
+        let overwritten = clip(&rehearsed.written, length.start);
+        copy_ranges(file, saved.file(), &overwritten).map_err(|error| no_space(self.image, error, &scratch.remedy))?;
+        file.set_len(length.end).map_err(|source| GrowError::File { path: self.image.to_owned(), source })?;
+        if let Err(error) = reserve(file, &rehearsed.written).and_then(|()| file.sync_all()) {
+            // What is reserved beyond the old end is given back.
+            let _ = file.set_len(length.start);
+            return Err(no_space(self.image, error, FULL));
+        }
+        let grown = self.resize(rehearsed.size);
+        let Err(reason) = grown.and_then(|()| file.sync_all().map_err(|error| error.to_string())) else {
+            return Ok(());
+        };
+        let (path, hint) = (self.image.to_owned(), full_hint((file, self.owner.as_ref()), &reason, FULL));
+        let restored = copy_ranges(saved.file(), file, &overwritten)
+            .and_then(|()| file.set_len(length.start))
+            .and_then(|()| file.sync_all());
+        Err(match restored {
+            Ok(()) => GrowError::KeepsSize { path, reason, hint },
+            Err(error) => GrowError::Unfinished { path, reason: format!("{reason}; {error}"), hint },
         })
+    }
+
+    /// Grows the file system to the length of the image. No signal interrupts that. Returns the reason if it fails.
+    fn resize(&self, expected: ExtSize) -> Result<(), String> {
+        let failed = |source: io::Error| format!("resize2fs: {source}");
+        let mut command = self.command("resize2fs", &[]);
+        command.arg(descriptor_path(self.file)).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        // Not a pipe, which would end resize2fs (SIGPIPE) if this program was killed.
+        let mut messages =
+            File::from(memfd_create("messages", MemfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?);
+        command.stderr(messages.try_clone().map_err(failed)?);
+        let status = command.status().map_err(failed)?;
+        if !status.success() {
+            let mut output = Vec::new();
+            messages.rewind().and_then(|()| messages.read_to_end(&mut output)).map_err(failed)?;
+            return Err(reason_of(&with_image_path(String::from_utf8_lossy(&output).trim(), self.image), status));
+        }
+        // It succeeds even if it could not write the superblock.
+        match ExtSize::of(self.file) {
+            Ok(size) if size.blocks == expected.blocks => Ok(()),
+            Ok(_) => Err("resize2fs did not write the superblock".to_owned()),
+            Err(source) => Err(source.to_string()),
+        }
     }
 
     /// Returns a program that inherits the image and these files.
@@ -342,7 +443,8 @@ impl<'a> ExtTools<'a> {
         let program = self.programs.iter().find(|(known, _)| *known == name).map_or(Path::new(name), |(_, path)| path);
         let mut command = Command::new(program);
         command.env("LC_ALL", "C");
-        pass_descriptors(&mut command, files.iter().chain([&self.file]).map(|file| file.as_raw_fd()).collect());
+        let files = files.iter().chain([&self.file]).map(|file| file.as_raw_fd());
+        pass_descriptors(&mut command, files.chain(self.locks.iter().copied()).collect());
         if let Some(owner) = &self.owner {
             become_user(&mut command, owner);
         }
@@ -410,7 +512,7 @@ mod tests {
         File::create(&image).unwrap().set_len(16 << 20).unwrap();
         assert!(Command::new(mkfs).arg("-q").arg(&image).status().unwrap().success());
         let interruption = Interruption::watch().unwrap();
-        assert_eq!(grow(&image, 48 << 20, &interruption).unwrap(), Grown::WithFileSystem);
+        assert_eq!(grow(&image, 48 << 20, &[], &interruption).unwrap(), Grown::WithFileSystem);
         let output = Command::new(dump).arg("-h").arg(&image).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let value = |key: &str| -> u64 {
@@ -419,22 +521,22 @@ mod tests {
         };
         assert_eq!(value("Block count:") * value("Block size:"), 48 << 20);
         assert!(
-            matches!(grow(&image, 48 << 20, &interruption), Err(GrowError::NotLarger { bytes, .. }) if bytes == 48 << 20)
+            matches!(grow(&image, 48 << 20, &[], &interruption), Err(GrowError::NotLarger { bytes, .. }) if bytes == 48 << 20)
         );
 
         // The power was cut before the file system grew: the same command finishes it.
         File::options().write(true).open(&image).unwrap().set_len(64 << 20).unwrap();
-        assert_eq!(grow(&image, 64 << 20, &interruption).unwrap(), Grown::WithFileSystem);
-        assert!(matches!(grow(&image, 64 << 20, &interruption), Err(GrowError::NotLarger { .. })));
+        assert_eq!(grow(&image, 64 << 20, &[], &interruption).unwrap(), Grown::WithFileSystem);
+        assert!(matches!(grow(&image, 64 << 20, &[], &interruption), Err(GrowError::NotLarger { .. })));
 
         let other = directory.path().join("other.img");
         let mut bytes = b"XFSB".to_vec();
         bytes.resize(1 << 20, 0);
         fs::write(&other, bytes).unwrap();
-        assert_eq!(grow(&other, 2 << 20, &interruption).unwrap(), Grown::ImageOnly(Some("xfs")));
+        assert_eq!(grow(&other, 2 << 20, &[], &interruption).unwrap(), Grown::ImageOnly(Some("xfs")));
         assert_eq!(fs::metadata(&other).unwrap().len(), 2 << 20);
         fs::write(&other, [b"QFI\xfb\0\0\0\x03".as_slice(), &[0; 100_000]].concat()).unwrap();
-        assert!(matches!(grow(&other, 2 << 20, &interruption), Err(GrowError::NotRaw { .. })));
+        assert!(matches!(grow(&other, 2 << 20, &[], &interruption), Err(GrowError::NotRaw { .. })));
     }
 
     #[test]
@@ -455,7 +557,7 @@ mod tests {
         };
         for left_bytes in [0, 64 << 10, 4 << 20, 5 << 20, 5500 << 10] {
             disk.fill(left_bytes);
-            let error = grow(&image, 8 << 30, &interruption).unwrap_err().to_string();
+            let error = grow(&image, 8 << 30, &[], &interruption).unwrap_err().to_string();
             let expected = format!("{} cannot grow, and keeps its size: ", image.display());
             assert!(error.starts_with(&expected) && error.ends_with(FULL), "{left_bytes}: {error}");
             assert!(
@@ -470,7 +572,7 @@ mod tests {
             dump();
             disk.free();
         }
-        assert_eq!(grow(&image, 8 << 30, &interruption).unwrap(), Grown::WithFileSystem);
+        assert_eq!(grow(&image, 8 << 30, &[], &interruption).unwrap(), Grown::WithFileSystem);
         assert!(Command::new(&check).args(["-f", "-n"]).arg(&image).output().unwrap().status.success());
         dump();
     }
@@ -503,7 +605,7 @@ mod tests {
         File::create(&image).unwrap().set_len(16 << 20).unwrap();
         assert!(Command::new(mkfs).arg("-q").arg(&image).status().unwrap().success());
         let Some(immutable) = NoNewNames::in_directory(directory.path()) else { return };
-        let grown = grow(&image, 48 << 20, &Interruption::watch().unwrap());
+        let grown = grow(&image, 48 << 20, &[], &Interruption::watch().unwrap());
         drop(immutable);
         assert_eq!(grown.unwrap(), Grown::WithFileSystem);
     }
@@ -518,9 +620,9 @@ mod tests {
         let created = Command::new(mkfs).args(["-q", "-b", "4096"]).arg(&image).status().unwrap();
         assert!(created.success());
         // A group has 128 MiB, and 3 MiB are too little for another one.
-        assert_eq!(grow(&image, 131 << 20, &interruption).unwrap(), Grown::WithFileSystem);
-        assert!(matches!(grow(&image, 131 << 20, &interruption), Err(GrowError::NotLarger { .. })));
-        let error = grow(&image, 132 << 20, &interruption).unwrap_err();
+        assert_eq!(grow(&image, 131 << 20, &[], &interruption).unwrap(), Grown::WithFileSystem);
+        assert!(matches!(grow(&image, 131 << 20, &[], &interruption), Err(GrowError::NotLarger { .. })));
+        let error = grow(&image, 132 << 20, &[], &interruption).unwrap_err();
         assert!(matches!(error, GrowError::TooLittle { bytes, .. } if bytes == 132 << 20), "{error}");
         assert_eq!(fs::metadata(&image).unwrap().len(), 131 << 20);
     }
@@ -528,7 +630,7 @@ mod tests {
     #[test]
     fn the_error_of_a_full_disk_names_the_image_and_the_remedy() {
         let image = Path::new("/srv/var.img");
-        let full = no_space(image, Errno::ENOSPC.into()).to_string();
+        let full = no_space(image, Errno::ENOSPC.into(), FULL).to_string();
         assert!(
             full.starts_with("/srv/var.img cannot grow, and keeps its size: No space left") && full.ends_with(FULL)
         );

@@ -1,11 +1,12 @@
 //! Volumes that are other files of their machine, however their paths are spelt. The check of the spec finds those that are
 //! spelt alike; only the host knows the others.
 
-use super::VolumeError;
 use super::same_file::{File, file_at};
+use super::{CopyError, VolumeError};
 use crate::launch::{Access, Launch, VolumeNeed, seal_of, suspended_directory};
 use crate::path::HostPath;
 use crate::validate::OWN_FILES;
+use std::path::Path;
 
 /// Options of the spec whose files a guest must not change, because the next start reads them.
 const BOOT_FILES: [&str; 3] = ["kernel", "initrd", "storeDisk.plan"];
@@ -26,6 +27,41 @@ pub fn own_files_in_use(launch: &Launch) -> Vec<(usize, VolumeError)> {
     volumes.filter_map(|(index, volume)| Some((index, find(launch, volume, &own)?))).collect()
 }
 
+/// Refuses a new file that has the name of one that microvm keeps for this machine, or for a machine with one of these
+/// state directories. It may be missing now, and would be in the way later.
+///
+/// # Errors
+/// Returns [`CopyError::Reserved`].
+pub fn require_free_name(launch: &Launch, others: &[&Path], new: &Path) -> Result<(), CopyError> {
+    let reserved = |reason: String| CopyError::Reserved { path: new.to_owned(), reason };
+    let file = file_at(new);
+    let own = kept_files(launch).map(|own| own.below(&launch.working_directory).as_path().to_owned());
+    let of_others = others.iter().flat_map(|directory| OWN_FILES.map(|name| directory.join(name)));
+    if own.chain(of_others).any(|own| file_at(&own) == file) {
+        return Err(reserved("has the name of a file that microvm keeps in a state directory".to_owned()));
+    }
+    let suspended = suspended_directory(&launch.name);
+    let deleted = suspended.below(&launch.working_directory);
+    // The directory itself would be in the way when the machine is suspended.
+    if is_in(new, deleted.as_path()) {
+        return Err(reserved(format!("is in {suspended}, which is deleted when the machine resumes")));
+    }
+    Ok(())
+}
+
+/// Whether the path is that directory, or below it.
+fn is_in(path: &Path, directory: &Path) -> bool {
+    let directory = file_at(directory);
+    path.ancestors().any(|ancestor| file_at(ancestor) == directory)
+}
+
+/// Returns the files that microvm writes to the state directory.
+fn kept_files(launch: &Launch) -> impl Iterator<Item = HostPath> {
+    let written = launch.files.iter().map(|file| file.path.clone());
+    let seal = launch.needs.sealed_image.as_ref().map(seal_of);
+    OWN_FILES.into_iter().map(HostPath::from).chain(written).chain(seal)
+}
+
 /// A file that is no volume.
 struct OwnFile {
     path: HostPath,
@@ -40,15 +76,13 @@ fn own_files(launch: &Launch) -> impl Iterator<Item = OwnFile> {
         role: "which microvm keeps in the state directory".to_owned(),
         may_be_read: false,
     };
-    let written = launch.files.iter().map(|file| file.path.clone());
-    let seal = launch.needs.sealed_image.as_ref().map(seal_of);
     let boot = launch.needs.present.iter().filter(|need| BOOT_FILES.contains(&need.option.as_str()));
     let boot = boot.map(|need| OwnFile {
         path: need.path.clone(),
         role: format!("the {} of this machine, which its guest must not change", need.option),
         may_be_read: true,
     });
-    OWN_FILES.into_iter().map(HostPath::from).chain(written).chain(seal).map(kept).chain(boot)
+    kept_files(launch).map(kept).chain(boot)
 }
 
 fn find(launch: &Launch, volume: &VolumeNeed, own: &[(File, OwnFile)]) -> Option<VolumeError> {
@@ -59,7 +93,6 @@ fn find(launch: &Launch, volume: &VolumeNeed, own: &[(File, OwnFile)]) -> Option
         return Some(VolumeError::OwnFile { path, own: own.path.clone(), role: own.role.clone() });
     }
     let suspended = suspended_directory(&launch.name);
-    let deleted = file_at(suspended.below(&launch.working_directory).as_path());
-    let is_deleted = path.as_path().ancestors().any(|ancestor| file_at(ancestor) == deleted);
+    let is_deleted = is_in(path.as_path(), suspended.below(&launch.working_directory).as_path());
     is_deleted.then(|| VolumeError::Deleted { path: path.clone(), directory: suspended })
 }

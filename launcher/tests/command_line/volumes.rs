@@ -1,0 +1,198 @@
+//! `microvm volume`: growing when a program that it runs or the command itself is killed, and names of backups.
+
+use super::{Scratch, stderr};
+use serde_json::json;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+use testing::{find_tool, write_program};
+
+const MIB: u64 = 1 << 20;
+
+/// A machine with an ext4 volume of 16 MiB that contains a file.
+struct Growing {
+    machine: Scratch,
+    directory: tempfile::TempDir,
+    resize2fs: PathBuf,
+}
+
+impl Growing {
+    fn new() -> Option<Self> {
+        let (mkfs, resize2fs) = (find_tool("mkfs.ext4")?, find_tool("resize2fs")?);
+        let machine = Scratch::machine(json!({"volumes": [{"image": "var.img", "size": 16, "mountPoint": "/var"}]}));
+        let growing = Self { machine, directory: tempfile::tempdir().unwrap(), resize2fs };
+        let tree = growing.path("tree");
+        fs::create_dir(&tree).unwrap();
+        fs::create_dir(growing.path("bin")).unwrap();
+        fs::write(tree.join("file"), vec![7; 3 << 20]).unwrap();
+        growing.set_length(16 * MIB);
+        assert!(Command::new(mkfs).args(["-q", "-d"]).arg(&tree).arg(growing.image()).status().unwrap().success());
+        Some(growing)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn image(&self) -> PathBuf {
+        self.path("var.img")
+    }
+
+    fn length(&self) -> u64 {
+        fs::metadata(self.image()).unwrap().len()
+    }
+
+    /// Returns the content of the image, without the superblock: e2fsck counts there what it has written.
+    fn content(&self) -> Vec<u8> {
+        let mut content = fs::read(self.image()).unwrap();
+        content[1024..2048].fill(0);
+        content
+    }
+
+    fn set_length(&self, bytes: u64) {
+        File::options().write(true).create(true).truncate(false).open(self.image()).unwrap().set_len(bytes).unwrap();
+    }
+
+    /// Replaces resize2fs by a script, but not where it changes a copy of the file system.
+    fn replace_resize2fs(&self, script: &str) {
+        let real = self.resize2fs.display();
+        let is_image = format!("[ \"$(readlink \"$1\")\" = {} ]", self.image().canonicalize().unwrap().display());
+        let text = format!("#!/bin/sh\nreal={real}\n{is_image} || exec $real \"$@\"\n{script}\n");
+        write_program(&self.path("bin/resize2fs"), &text);
+    }
+
+    fn command(&self, size: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
+        command.args(["volume", "grow", &self.machine.spec(), "/var", size, "--state-dir"]).arg(self.directory.path());
+        let path = std::env::var("PATH").unwrap();
+        command.env("PATH", format!("{}:{path}", self.path("bin").display()));
+        command.env("MICROVM_RUNTIME_DIR", self.path("run"));
+        command
+    }
+
+    fn grow(&self, size: &str) -> Output {
+        self.command(size).output().unwrap()
+    }
+
+    /// Checks the file system and its file without changing anything.
+    fn require_intact(&self) {
+        let checked = Command::new(find_tool("e2fsck").unwrap()).args(["-f", "-n"]).arg(self.image()).output().unwrap();
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+        let read = debugfs(&self.image(), &["-R", "cat file"]);
+        assert!(read.stdout == vec![7; 3 << 20], "the file has changed");
+    }
+}
+
+fn debugfs(image: &Path, arguments: &[&str]) -> Output {
+    Command::new(find_tool("debugfs").unwrap()).args(arguments).arg(image).output().unwrap()
+}
+
+#[test]
+fn a_volume_whose_resize2fs_was_killed_needed_e2fsck_by_hand() {
+    let Some(growing) = Growing::new() else { return };
+    let before = growing.content();
+    growing.replace_resize2fs("$real \"$@\"; kill -KILL $$");
+    let failed = growing.grow("48M");
+    assert_eq!(failed.status.code(), Some(1));
+    let expected = "cannot grow, and keeps its size: signal: 9 (SIGKILL)";
+    assert!(stderr(&failed).contains(expected), "{}", stderr(&failed));
+    assert!(growing.content() == before);
+    growing.require_intact();
+    // One that reports success without having done anything.
+    growing.replace_resize2fs("exit 0");
+    let failed = growing.grow("48M");
+    let expected = "cannot grow, and keeps its size: resize2fs did not write the superblock";
+    assert!(stderr(&failed).contains(expected), "{}", stderr(&failed));
+    assert!(growing.content() == before);
+    growing.require_intact();
+    fs::remove_file(growing.path("bin/resize2fs")).unwrap();
+    let grown = growing.grow("48M");
+    assert_eq!(grown.status.code(), Some(0), "{}", stderr(&grown));
+    growing.require_intact();
+}
+
+#[test]
+fn a_volume_was_not_locked_while_resize2fs_outlived_a_killed_microvm() {
+    let Some(growing) = Growing::new() else { return };
+    let (started, go) = (growing.path("started"), growing.path("go"));
+    let wait = format!("while [ ! -e {} ]; do sleep 0.1; done", go.display());
+    growing.replace_resize2fs(&format!(": > {}; {wait}; exec $real \"$@\"", started.display()));
+    let mut command = growing.command("48M");
+    let mut microvm = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !started.exists() {
+        assert!(microvm.try_wait().unwrap().is_none(), "it ended early");
+        sleep(Duration::from_millis(20));
+    }
+    microvm.kill().unwrap();
+    microvm.wait().unwrap();
+    let refused = growing.grow("64M");
+    assert!(stderr(&refused).contains("is in use by"), "{}", stderr(&refused));
+    fs::write(go, "").unwrap();
+    let finished = loop {
+        let output = growing.grow("48M");
+        if !stderr(&output).contains("is in use by") {
+            break output;
+        }
+        sleep(Duration::from_millis(50));
+    };
+    assert!(stderr(&finished).contains("already has"), "{}", stderr(&finished));
+    growing.require_intact();
+}
+
+/// resize2fs that is interrupted leaves an invalid resize inode, seen by killing it at each of its writes.
+#[test]
+fn a_volume_whose_growth_was_cut_by_a_power_failure_could_not_grow_any_more() {
+    let Some(growing) = Growing::new() else { return };
+    let damage = || drop(debugfs(&growing.image(), &["-w", "-R", "clri <7>"]));
+    damage();
+    growing.set_length(48 * MIB);
+    for size in ["48M", "64M"] {
+        let grown = growing.grow(size);
+        assert_eq!(grown.status.code(), Some(0), "{size}: {}", stderr(&grown));
+        growing.require_intact();
+        damage();
+        growing.set_length(growing.length() + 8 * MIB);
+    }
+    // One that is damaged for another reason is left to the user.
+    assert_eq!(growing.grow("72M").status.code(), Some(0));
+    damage();
+    let refused = growing.grow("96M");
+    assert!(stderr(&refused).contains("RUN fsck MANUALLY"), "{}", stderr(&refused));
+    assert_eq!(growing.length(), 72 * MIB);
+}
+
+#[test]
+fn a_backup_took_the_name_of_a_file_that_microvm_keeps_in_a_state_directory() {
+    let machine = Scratch::machine(json!({
+        "hypervisor": "firecracker", "volumes": [{"image": "var.img", "size": 1, "mountPoint": "/var"}],
+    }));
+    let host = tempfile::tempdir().unwrap();
+    let [web, db] = ["web", "db"].map(|name| host.path().join("machines").join(name));
+    for directory in [&web, &db] {
+        fs::create_dir_all(directory).unwrap();
+    }
+    fs::write(web.join("var.img"), vec![0; 1 << 20]).unwrap();
+    std::os::unix::fs::symlink(&web, host.path().join("link")).unwrap();
+    let backup = |file: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
+        command.args(["volume", "backup", &machine.spec(), "/var"]).arg(file).arg("--state-dir").arg(&web);
+        command.env("MICROVM_STATE_DIR", host.path().join("machines"));
+        command.env("MICROVM_RUNTIME_DIR", host.path().join("run"));
+        command.current_dir(&web).output().unwrap()
+    };
+    let absolute = ["current", "booted", "clone.json", "web.suspended"].map(|name| web.join(name));
+    let others = [host.path().join("link/flake"), db.join("../db/current"), db.join("toplevel")];
+    let relative = ["current", "./microvm.log", "web-firecracker.json"].map(PathBuf::from);
+    for file in absolute.iter().chain(&others).chain(&relative) {
+        let refused = backup(file);
+        assert_eq!(refused.status.code(), Some(2), "{}: {}", file.display(), stderr(&refused));
+        assert!(stderr(&refused).contains("; choose another name"), "{}", stderr(&refused));
+        assert!(!web.join(file).exists(), "{}", file.display());
+    }
+    for file in ["var.backup", "current.backup"] {
+        let copied = backup(&web.join(file));
+        assert_eq!(copied.status.code(), Some(0), "{file}: {}", stderr(&copied));
+    }
+}
