@@ -29,6 +29,7 @@ packages=(
   libc6-dev
   libxml2-utils               # xmllint: the resource agent's description, and ocf-tester
   mount
+  nftables                    # the firewall of a host with networks
   nix-bin                     # makes the fixture closures: real Nix builds, a real Nix database
   openssh-client              # tests/cluster
   openssh-server              # tests/cluster, tests/nix/deploy.sh
@@ -80,6 +81,21 @@ if [ ${#missing[@]} -gt 0 ]; then
   apt-get "${options[@]}" install "${missing[@]}" >&2
 else
   say "all ${#packages[@]} Debian packages are installed"
+fi
+
+# Unpacked and not installed, because its package replaces /etc/resolv.conf. tests/nix/network.sh runs it.
+project=$(dirname "$(realpath "$0")")/..
+resolved=$project/target/resolved
+if [ ! -x "$resolved/lib/systemd/systemd-resolved" ]; then
+  scratch=$(mktemp -d)
+  if (cd "$scratch" && apt-get -q download "systemd-resolved=$(dpkg-query -W -f '${Version}' systemd)" >&2 && dpkg -x ./*.deb unpacked); then
+    mkdir -p "$project/target"
+    rm -rf "$resolved"
+    mv "$scratch/unpacked" "$resolved"
+  else
+    say "systemd-resolved cannot be downloaded; one test of the networks will be skipped"
+  fi
+  rm -rf "$scratch"
 fi
 
 command -v cargo >/dev/null ||

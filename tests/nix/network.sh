@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # network.sh DIRECTORY MICROVM: tests the networks of the host module with a real systemd-networkd, in namespaces that leave
-# nothing behind. Guests are network namespaces behind the machines' tap interfaces, with a DHCP client. If there is a
-# systemd-resolved (or MICROVM_TEST_RESOLVED is one), it answers their DNS queries. tests/nix/run.sh runs this script as
-# root.
+# nothing behind. Guests are network namespaces behind the machines' tap interfaces, with a DHCP client. The host has the
+# firewall that NixOS makes of these networks. systemd-resolved answers DNS queries, if scripts/setup.sh could unpack it.
+# MICROVM_TEST_RESOLVED is another one. tests/nix/run.sh runs this script as root.
 #   DIRECTORY   units.json, resolved.json, facts.json, specs.json: the values of tests/nix/network.nix
 #   MICROVM     the program
 set -euo pipefail
@@ -10,7 +10,8 @@ set -euo pipefail
 die() { printf 'error: %s\n' "$1" >&2; [ ! -s /run/networkd.log ] || tail -n 30 /run/networkd.log >&2; exit 1; }
 say() { printf 'nix: %s\n' "$*" >&2; }
 networkd=/usr/lib/systemd/systemd-networkd
-resolved=${MICROVM_TEST_RESOLVED:-/usr/lib/systemd/systemd-resolved}
+here=$(dirname "$(realpath "$0")")
+resolved=${MICROVM_TEST_RESOLVED:-$here/../../target/resolved/lib/systemd/systemd-resolved}
 
 [ $# -eq 2 ] || { printf 'error: usage: %s DIRECTORY MICROVM\n' "$0" >&2; exit 2; }
 if [ -z "${MICROVM_TEST_IN_NAMESPACE:-}" ]; then
@@ -126,16 +127,19 @@ ip link set up0 up
 ip -n outside address add 198.51.100.1/24 dev eth0
 ip -n outside link set lo up
 ip -n outside link set eth0 up
-# Prints the address that a connection comes from.
-ip netns exec outside perl -MIO::Socket::INET -e '
-  my $server = IO::Socket::INET->new(LocalPort => 80, Listen => 5, ReuseAddr => 1) or die "cannot listen: $!";
-  while (my $client = $server->accept) { print $client $client->peerhost; close $client; }' &
-wait_until sh -c 'ip netns exec outside grep -q " 00000000:0050 " /proc/net/tcp'
+serve() { # COMMAND...: runs, with this command in front, a server on port 80 that prints the address of its client
+  "$@" perl -MIO::Socket::INET -e '
+    my $server = IO::Socket::INET->new(LocalPort => 80, Listen => 5, ReuseAddr => 1) or die "cannot listen: $!";
+    while (my $client = $server->accept) { print $client $client->peerhost; close $client; }' &
+  wait_until "$@" grep -q ' 00000000:0050 ' /proc/net/tcp
+}
+serve ip netns exec outside
 
 SYSTEMD_LOG_LEVEL=info "$networkd" >/run/networkd.log 2>&1 &
 wait_until sh -c 'ip address show lan | grep -q 10.7.0.1/24'
 wait_until sh -c 'ip address show microvm-cell | grep -q 10.8.0.1/28'
 ! grep -i 'unknown\|invalid\|ignoring' /run/networkd.log >&2 || die "networkd does not accept the units"
+nft -f "$here/network-firewall.nft" || die "nft does not accept the firewall of NixOS"
 for machine in web mail one two; do start_guest "$machine"; done
 
 expect_lease web "ip=$(fact .machines.lan.web.address)" router=10.7.0.1 dns=10.7.0.1 domain=lan.internal
@@ -164,6 +168,13 @@ remote() { ip netns exec "$1" busybox nc -w 5 198.51.100.1 80 </dev/null; } # MA
 ip -n outside route add 10.8.0.0/28 via 198.51.100.2
 [ "$(remote one)" = "$(fact .machines.cell.one.address)" ] || die "one, without NAT, reaches another network as $(remote one)"
 say "under networkd: NAT hides a machine's address, and without NAT it is routed"
+
+connect() { ip netns exec "$1" busybox nc -w 5 "$2" "$3" </dev/null 2>/dev/null || true; } # MACHINE ADDRESS PORT
+serve ip netns exec mail
+[ "$(connect outside 198.51.100.2 8080)" = 198.51.100.1 ] || die "the forwarded port does not reach mail"
+serve env
+[ -z "$(connect web 10.7.0.1 80)" ] || die "web reaches a port of the host that the firewall does not open"
+say "under networkd: a port of the host is forwarded to a machine, and the firewall closes the host's others"
 
 two=$(fact .machines.cell.two.address)
 reaches one 10.8.0.1 || die "an isolated machine does not reach the host"

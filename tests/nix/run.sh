@@ -219,6 +219,7 @@ check_networks() {
   jq -r 'to_entries[] | "== " + .key + "\n" + .value' "$scratch/network-units.json" | diff -u tests/nix/network-units.txt - || die "networkd gets other units than expected"
   say "the networks of a host are as expected"
   [ -x /usr/lib/systemd/systemd-networkd ] || { missing systemd-networkd "apt-get install systemd"; return; }
+  command -v nft >/dev/null || { missing nft "apt-get install nftables"; return; }
   mkdir "$scratch/network"
   for part in facts units resolved specs; do mv "$scratch/network-$part.json" "$scratch/network/$part.json"; done
   tests/nix/network.sh "$scratch/network" "$programs/bin/microvm"
@@ -460,6 +461,9 @@ check_in_nixos() {
   jq -e '.failed == [] and .networkd and .resolvedEnabled and .sysctl and (.waitOnline | not)
     and (.firewall | test("iifname lan udp dport [{] 53, 67 [}] accept") and test("iifname \"lan\" accept"))' "$scratch/network.json" >/dev/null ||
     die "the networks of a host are others in NixOS: $(cat "$scratch/network.json")"
+  # network.sh loads this ruleset. Other releases write other ones.
+  [ "$(cat "$NIXPKGS/lib/.version")" != 24.05 ] || jq -r .firewall "$scratch/network.json" | sed 's/[[:space:]]*$//' | grep . |
+    diff <(sed 1d tests/nix/network-firewall.nft) - || die "NixOS makes another firewall of the networks of a host"
   [ $derivations -ge 60 ] || die "only $derivations derivations were evaluated"
   say "evaluates in NixOS $(cat "$NIXPKGS/lib/.version"): $derivations derivations, five runners of one configuration, every refusal"
 }

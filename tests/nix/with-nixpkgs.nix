@@ -138,6 +138,17 @@ let
       # The check needs packages that not every unpacked tree has.
       networking.nftables.checkRuleset = false;
       networking.firewall.filterForward = true;
+      networking.nat = {
+        enable = true;
+        externalInterface = "up0";
+        forwardPorts = [
+          {
+            sourcePort = 8080;
+            destination = "10.7.0.20:80";
+            proto = "tcp";
+          }
+        ];
+      };
     }
   );
 
@@ -227,7 +238,13 @@ in
       lib.filterAttrs (name: _: lib.hasInfix "microvm" name) networked.config.systemd.network.units
     );
     resolved = networked.config.environment.etc."systemd/resolved.conf.d/microvm.conf".text;
-    firewall = networked.config.networking.nftables.tables.nixos-fw.content;
+    firewall =
+      lib.concatMapStrings (table: "table ${table.family} ${table.name} {\n${table.content}\n}\n")
+        (
+          builtins.filter (table: table.enable) (
+            builtins.attrValues networked.config.networking.nftables.tables
+          )
+        );
     failed = map (assertion: assertion.message) (
       builtins.filter (assertion: !assertion.assertion) networked.config.assertions
     );
