@@ -74,16 +74,19 @@ power_cut() { fail_over "power cut" node_cut; }
 network_cut() { fail_over "network cut" cut_network; }
 frozen_node() { fail_over "frozen node" freeze; } # fencing has killed all its processes, so there is nothing left to thaw
 
+# On busy hosts, Pacemaker carries out one action at a time. A device that it restarted again and again left no time for any
+# other.
 dead_fence_device() {
   local old boot number began
   settle
+  via crm_attribute --name load-threshold --update 1%
   old=$(place)
   read -r boot number < <(state)
   touch "$RIG/power/dead"
   node_cut "$old"
   wait_for 300 "the failure of fencing" has_failed_fencing "n$old"
   for _ in {1..10}; do
-    runs_nowhere || die "dead fence device: the machine was started although n$old was not fenced"
+    runs_nowhere || die "dead fence device: the machine was started although n$old was not fenced: $(find_hypervisors -a)"
     sleep 1
   done
   [ -z "$(place)" ] || is_in "$old" || die "dead fence device: the machine runs on n$(place)"
@@ -93,6 +96,7 @@ dead_fence_device() {
   wait_for 300 "the start after the acknowledgement" has_rebooted "$boot"
   rm "$RIG/power/dead"
   require_synced "$boot" "$number"
+  via crm_attribute --name load-threshold --delete
   say "dead fence device: not started until acknowledged, then answering after $(subtract "$(now)" "$began") s"
 }
 

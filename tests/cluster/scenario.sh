@@ -91,9 +91,12 @@ has_rebooted() { local boot rest; read -r boot rest < <(state) && [ "$boot" -gt 
 has_failed_fencing() { # NODE
   via microvm cluster status --json | jq --exit-status --arg node "$1" 'any(.fencing[]; .node == $node and .status == "failed")' >/dev/null
 }
+# The pattern begins with the hypervisor's process name, because a pgrep also finds every other pgrep with a pattern that
+# matches itself.
+find_hypervisors() { pgrep "$@" -f -- "^microvm@web .*-initrd $initrd"; } # OPTION...
 hypervisors() { # prints the processes, without those that qemu forks to run its bridge helper
   local all
-  all=$(pgrep -d , -f -- "-initrd $initrd") || return 0
+  all=$(find_hypervisors -d ,) || return 0
   ps -o pid=,ppid= -p "$all" | awk '{ parent[$1] = $2 } END { for (process in parent) if (!(parent[process] in parent)) print process }'
 }
 runs_nowhere() { [ -z "$(hypervisors)" ]; }
@@ -114,7 +117,7 @@ watch_for_twins() {
     [ "$count" -lt 2 ] || { [ -e "$RIG/power/migrates" ] && [ "$(writers | wc -l)" -lt 2 ]; } || {
       echo "$(now) $count hypervisors run; those that can write:"
       writers
-      pgrep -f -- "-initrd $initrd" | xargs --no-run-if-empty ps -o pid,ppid,stat,lstart,comm -p
+      find_hypervisors | xargs --no-run-if-empty ps -o pid,ppid,stat,lstart,comm -p
     } >>"$RIG/power/twins"
   done
 }

@@ -121,12 +121,17 @@ fn device(device: &CheckedDevice) -> Element {
         parameters.insert("password_script", format!("cat {}", quote(file.as_str())));
     }
     let timeout = format!("{}s", device.timeout_seconds);
-    let monitor = operation(&id, "monitor", DEVICE_INTERVAL, &timeout);
+    // A device that does not answer still counts as started, and is used when a host must be fenced. Otherwise Pacemaker
+    // restarts it all the time, and a cluster whose hosts are busy carries out one action at a time: the fencing of a host and
+    // the start of its machines would wait for ever.
+    let operations = [("start", "0s"), ("monitor", DEVICE_INTERVAL)].map(|(name, interval)| {
+        let mut operation = operation(&id, name, interval, &timeout);
+        operation.set("on-fail", "ignore");
+        operation
+    });
     Element::new("primitive", [("id", &id), ("class", "stonith"), ("type", &device.agent)]).with([
         pairs("instance_attributes", &format!("{id}__parameters"), parameters),
-        // Otherwise a device that has not answered for a moment is never used again.
-        pairs("meta_attributes", &format!("{id}__meta"), [("failure-timeout", "120s".to_owned())]),
-        Element::new("operations", []).with([monitor]),
+        Element::new("operations", []).with(operations),
     ])
 }
 

@@ -119,7 +119,7 @@ pub fn difference(original: &str, new: &str) -> Result<Option<String>, EngineErr
 /// The same as for [`run_for_xml`].
 pub fn status() -> Result<Status, EngineError> {
     // `--fence-history` needs the fencer, which does not run for an offline file.
-    let arguments = ["--output-as=xml", "--one-shot", "--inactive"];
+    let arguments = ["--output-as=xml", "--one-shot", "--inactive", "--operations"];
     let history = if is_offline() { &[][..] } else { &["--fence-history=3"][..] };
     run_for_xml("crm_mon", &[&arguments[..], history].concat(), None).map(|document| Status::of(&document))
 }

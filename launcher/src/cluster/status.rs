@@ -106,13 +106,31 @@ impl Status {
             });
         }
         let fenced = children(&["fence_history"]).iter().filter(|event| event.name == "fence_event");
-        let failures = children(&["failures"]).iter().filter(|failure| failure.name == "failure");
+        let fence_devices: Vec<_> =
+            resources.iter().filter_map(|resource| DeviceStatus::of(resource, document)).collect();
+        // Pacemaker keeps a failure until an administrator deletes it.
+        let is_over = |failure: &Element| {
+            // RESOURCE_OPERATION_INTERVAL
+            let resource = failure.attribute("op_key").and_then(|key| key.rsplitn(3, '_').nth(2));
+            let device = resource.and_then(DeviceStatus::name_in);
+            fence_devices.iter().any(|found| found.is_working && Some(found.name.as_str()) == device)
+        };
+        let failures = children(&["failures"]).iter().filter(|failure| failure.name == "failure" && !is_over(failure));
+        let failures = failures
+            .map(|failure| FailedOperation {
+                operation: named(failure, "op_key"),
+                node: named(failure, "node"),
+                reason: Some(named(failure, "exitreason"))
+                    .filter(|reason| !reason.is_empty())
+                    .unwrap_or_else(|| named(failure, "exitstatus")),
+            })
+            .collect();
         Self {
             has_quorum: coordinator.is_some_and(|coordinator| coordinator.is("with_quorum")),
             coordinator: coordinator.and_then(|coordinator| coordinator.attribute("name")).map(str::to_owned),
             nodes: children(&["nodes"]).iter().filter(|node| node.name == "node").map(NodeStatus::of).collect(),
             machines: resources.iter().filter_map(|resource| MachineStatus::of(resource)).collect(),
-            fence_devices: resources.iter().filter_map(|resource| DeviceStatus::of(resource)).collect(),
+            fence_devices,
             fencing: fenced
                 .map(|event| Fenced {
                     node: named(event, "target"),
@@ -121,15 +139,7 @@ impl Status {
                     completed: named(event, "completed"),
                 })
                 .collect(),
-            failures: failures
-                .map(|failure| FailedOperation {
-                    operation: named(failure, "op_key"),
-                    node: named(failure, "node"),
-                    reason: Some(named(failure, "exitreason"))
-                        .filter(|reason| !reason.is_empty())
-                        .unwrap_or_else(|| named(failure, "exitstatus")),
-                })
-                .collect(),
+            failures,
         }
     }
 
@@ -191,12 +201,31 @@ impl MachineStatus {
 }
 
 impl DeviceStatus {
-    fn of(resource: &Element) -> Option<Self> {
+    /// Returns the name of the fence device that has this identifier in the configuration.
+    fn name_in(id: &str) -> Option<&str> {
+        id.strip_prefix(PREFIX)?.strip_prefix("fence__")
+    }
+
+    /// Pacemaker counts a device that does not answer as started, because [`super::cib`] makes it ignore failures. What its
+    /// last operation has returned is in the history of the host on which it runs.
+    fn of(resource: &Element, document: &Element) -> Option<Self> {
         resource.attribute("resource_agent")?.strip_prefix("stonith:")?;
         let id = resource.attribute("id")?;
+        let has_answered = |host: &str| {
+            let hosts = document.find(&["node_history"]).into_iter().flat_map(|hosts| hosts.all("node"));
+            let resources =
+                hosts.filter(|node| node.attribute("name") == Some(host)).flat_map(|node| node.all("resource_history"));
+            let operations = resources
+                .filter(|item| item.attribute("id") == Some(id))
+                .flat_map(|item| item.all("operation_history"));
+            operations.last().and_then(|operation| operation.attribute("rc")) == Some("0")
+        };
+        let mut hosts = resource.all("node").filter_map(|node| node.attribute("name"));
         Some(Self {
-            name: id.strip_prefix(&format!("{PREFIX}fence__")).unwrap_or(id).to_owned(),
-            is_working: resource.attribute("role") == Some("Started") && !resource.is("failed"),
+            name: Self::name_in(id).unwrap_or(id).to_owned(),
+            is_working: resource.attribute("role") == Some("Started")
+                && !resource.is("failed")
+                && hosts.any(has_answered),
         })
     }
 }

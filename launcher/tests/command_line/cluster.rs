@@ -167,6 +167,35 @@ fn a_host_that_fails_or_cannot_stop_a_machine_is_fenced_before_the_machine_start
     }
 }
 
+/// Pacemaker restarted such a device without end. On busy hosts, which carry out one action at a time, no host was fenced and
+/// no machine started any more.
+#[test]
+fn a_fence_device_that_does_not_answer_is_reported_and_not_restarted() {
+    if find_tool("crm_mon").is_none() || find_tool("crm_simulate").is_none() {
+        return;
+    }
+    let cluster = Cluster::new(&[4096; 3], &[plain("web")]);
+    let started = cluster.start(&[]);
+    let host = started.lines().find_map(|line| line.split_once("microvm__fence__pdu\t(stonith:fence_apc):\t Started "));
+    let (_, host) = host.unwrap_or_else(|| panic!("the device is not started: {started}"));
+    let status = || stdout(&cluster.run(&["status"]));
+    assert!(status().contains("fence devices:\n  pdu  working\n"), "{}", status());
+    let monitor = format!("microvm__fence__pdu_monitor_60000@{host}");
+    let fails = [format!("--op-inject={monitor}=1"), format!("--op-fail={monitor}=1")];
+    let text = cluster.simulate("cib.xml", &[&fails[0], &fails[1], "--save-output=cib.xml"]);
+    assert_eq!(line_with(&text, &["microvm__fence__pdu", " stop on "]), None, "{text}");
+    assert!(status().contains("fence devices:\n  pdu  not working\n"), "{}", status());
+    assert!(status().contains(&format!("failures:\n  microvm__fence__pdu_monitor_60000  on {host}: ")), "{}", status());
+
+    cluster.simulate("cib.xml", &[&format!("--op-inject={monitor}=0"), "--save-output=cib.xml"]);
+    assert!(status().contains("fence devices:\n  pdu  working\n"), "{}", status());
+    assert!(!status().contains("failures"), "{}", status());
+    // The same holds for its start.
+    let start = format!("--op-inject=microvm__fence__pdu_start_0@{host}=1");
+    let text = cluster.simulate("cib.xml", &[&start]);
+    assert_eq!(line_with(&text, &["microvm__fence__pdu", " stop on "]), None, "{text}");
+}
+
 /// Returns the number of the first line that contains all words.
 fn line_with(text: &str, words: &[&str]) -> Option<usize> {
     text.lines().position(|line| words.iter().all(|word| line.contains(word)))
