@@ -11,6 +11,11 @@ const NOISE: &str = "3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-noise";
 
 /// Returns the output of a build on a terminal with 60 columns.
 fn on_a_terminal(workspace: &Workspace, setting: &str, options: &str) -> String {
+    on_a_terminal_with(60, workspace, setting, options)
+}
+
+/// Returns the output of a build on a terminal with so many columns.
+fn on_a_terminal_with(columns: u16, workspace: &Workspace, setting: &str, options: &str) -> String {
     fs::create_dir_all(workspace.path("store")).unwrap();
     let noise: Vec<u8> = (0..500_000_u64)
         .flat_map(|number| blake3::hash(&(number / 3).to_le_bytes()).as_bytes()[..16].to_vec())
@@ -19,7 +24,7 @@ fn on_a_terminal(workspace: &Workspace, setting: &str, options: &str) -> String 
     workspace.write("list", NOISE);
     let program = workspace.command([] as [&str; 0]).get_program().to_str().unwrap().to_owned();
     let line = format!(
-        "stty cols 60 rows 24; {setting} TERM=xterm {program} build --paths-from list --store-dir store \
+        "stty cols {columns} rows 24; {setting} TERM=xterm {program} build --paths-from list --store-dir store \
          --no-cache --level 15 -j 1 -o image {options} > stdout"
     );
     let mut command = workspace.command([] as [&str; 0]);
@@ -78,4 +83,15 @@ fn a_bar_has_no_colour_with_no_color_and_is_missing_with_quiet() {
     assert!(!text.contains("\u{1b}[36m"), "{text:?}");
     assert!(lines(&text).iter().any(|line| line.starts_with("build ")), "{text:?}");
     assert_eq!(on_a_terminal(&workspace, "", "--quiet"), "");
+}
+
+#[test]
+fn a_terminal_without_a_size_as_that_of_a_nix_build_gets_lines() {
+    if !has_tool("script") || !has_tool("stty") {
+        return;
+    }
+    let workspace = Workspace::new();
+    let text = on_a_terminal_with(0, &workspace, "", "").replace("\r\n", "\n");
+    assert!(!text.contains(['\r', '\u{1b}']), "nothing is overwritten: {text:?}");
+    assert!(text.contains("\n  time "), "{text:?}");
 }

@@ -4,6 +4,7 @@ use imagebuilder::progress::{Phase, Progress, Silent};
 use imagebuilder::size;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use program::output::colours_are_permitted;
+use rustix::termios;
 use std::env;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
@@ -22,14 +23,19 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the bar is drawn per second.
 const DRAWS_PER_SECOND: u8 = 10;
 
-/// Returns a bar if stderr is a terminal, otherwise lines.
+/// Returns a bar if stderr is a terminal that can show one, otherwise lines.
 pub(crate) fn on_stderr(verbosity: Verbosity) -> Box<dyn Progress> {
-    let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
     match verbosity {
         Verbosity::Quiet => Box::new(Warnings::default()),
-        Verbosity::Normal if io::stderr().is_terminal() && !dumb => Box::new(Bar::new()),
+        Verbosity::Normal if shows_a_bar() => Box::new(Bar::new()),
         Verbosity::Normal => Box::new(Lines::new()),
     }
+}
+
+/// Whether stderr is a terminal with a size. Nix gives builders a terminal without one, whose output it logs.
+fn shows_a_bar() -> bool {
+    let dumb = env::var_os("TERM").is_none_or(|term| term == "dumb");
+    !dumb && io::stderr().is_terminal() && termios::tcgetwinsize(io::stderr()).is_ok_and(|size| size.ws_col > 0)
 }
 
 /// Prints only warnings.
