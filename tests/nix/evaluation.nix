@@ -140,10 +140,12 @@ let
           modules = builtins.elem "virtio_pmem" mapped.config.boot.initrd.kernelModules;
         };
     };
-    "a closure-only share names the list of the closure's paths" = {
+    "a closure-only share names the list of the closure's paths, and its guest caches files" = {
       expected = {
         hasList = true;
         sets = false;
+        cache = "always";
+        cacheOfOthers = "auto";
       };
       found =
         let
@@ -155,6 +157,8 @@ let
         {
           hasList = lib.hasSuffix "-microvm-closure-guest" shared.closure;
           sets = shared ? closureOnly;
+          inherit (shared) cache;
+          cacheOfOthers = (builtins.head (specOf (guest { shares = [ share ]; })).shares).cache;
         };
     };
     "a sealed disk is opened in stage 1 before it is mounted, and its image is beside its root hash" = {

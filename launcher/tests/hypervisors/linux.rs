@@ -378,7 +378,8 @@ fn a_virtiofs_share_shows_the_closure_only_and_paths_that_are_added() {
     closure_only("virtiofs", "ro", &json!({"program": daemon}));
 }
 
-/// Boots from a share that lacks one store path, to which a symbolic link of the closure leads, and adds the path.
+/// Boots from a share that lacks one store path, to which a symbolic link of the closure leads, and adds the path. The guest
+/// looks for the path first, and caches files as the NixOS module sets it.
 fn closure_only(protocol: &str, options: &str, virtiofsd: &Value) {
     let Some(closure) = closure() else { return };
     let list = fs::read_to_string(closure.directory.join("closure-info/store-paths")).unwrap();
@@ -387,7 +388,7 @@ fn closure_only(protocol: &str, options: &str, virtiofsd: &Value) {
     let spec = json!({
         "shares": [{
             "proto": protocol, "tag": "ro-store", "source": closure.store, "closure": "closure",
-            "mountPoint": "/nix/store", "readOnly": true,
+            "mountPoint": "/nix/store", "readOnly": true, "cache": "always",
         }, {
             "proto": protocol, "tag": "tools", "source": "tools", "mountPoint": "/tools", "readOnly": true,
         }],

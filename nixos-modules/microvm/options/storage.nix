@@ -138,7 +138,9 @@ let
             "metadata"
             "never"
           ];
-          default = "auto";
+          # A store path never changes, so the guest does not have to ask again and read again at each open.
+          default = if config.closureOnly then "always" else "auto";
+          defaultText = literalExpression ''if closureOnly then "always" else "auto"'';
           description = "virtiofs: how the guest caches files.";
         };
         posixAcl = mkOption {
