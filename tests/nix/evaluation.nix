@@ -158,7 +158,12 @@ let
           hasList = lib.hasSuffix "-microvm-closure-guest" shared.closure;
           sets = shared ? closureOnly;
           inherit (shared) cache;
-          cacheOfOthers = (builtins.head (specOf (guest { shares = [ share ]; })).shares).cache;
+          cacheOfOthers =
+            (builtins.head
+              (specOf (guest {
+                shares = [ share ];
+              })).shares
+            ).cache;
         };
     };
     "a sealed disk is opened in stage 1 before it is mounted, and its image is beside its root hash" = {
