@@ -623,6 +623,11 @@ fn bash_completes_the_names_of_machines_but_not_for_a_new_one_or_a_value() {
     assert_eq!(complete(&["start", ""]), "mail web web-2");
     assert_eq!(complete(&["update", "-R", "web", "we"]), "web web-2");
     assert_eq!(complete(&["stop", "ma"]), "mail");
+    assert_eq!(complete(&["suspend", ""]), "mail web web-2");
+    assert_eq!(complete(&["resume", "w"]), "web web-2");
+    assert_eq!(complete(&["volume", "backup", "m"]), "mail");
+    // A volume, or a file.
+    assert!(!complete(&["volume", "backup", "web", ""]).contains("mail"));
     assert!(!complete(&["stop", "--timeout", "w"]).contains("web"));
     assert!(complete(&["stop", "--time"]).contains("--timeout"));
     assert!(!complete(&["create", ""]).contains("web"));
