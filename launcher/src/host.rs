@@ -7,6 +7,7 @@ mod first_output;
 mod image_features;
 mod kvm;
 mod landlock;
+mod mapped_image;
 mod needs;
 mod qcow2;
 

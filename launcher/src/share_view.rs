@@ -81,6 +81,12 @@ pub enum ViewError {
         /// The line that is not a store path.
         text: String,
     },
+    /// The list is empty.
+    #[error("{path}: lists no store path, so the guest would see an empty store")]
+    Empty {
+        /// The file that lists the closure.
+        path: HostPath,
+    },
     /// The kernel does not allow this user to create the namespace.
     #[error(
         "closureOnly: this user cannot create a mount namespace: {0}; allow user namespaces (sysctl user.max_user_namespaces, \
@@ -136,7 +142,7 @@ pub enum ViewError {
 /// Returns the names of the store paths in the list, which has one path per line.
 ///
 /// # Errors
-/// Fails if the list cannot be read, or a line is not a store path.
+/// Fails if the list cannot be read, a line is not a store path, or there is none.
 pub fn read_list(path: &HostPath) -> Result<BTreeSet<String>, ViewError> {
     let failed = |source| ViewError::List { path: path.clone(), source };
     let read = Place::of(path.as_path()).and_then(|place| place.read()).map_err(failed)?;
@@ -146,7 +152,8 @@ pub fn read_list(path: &HostPath) -> Result<BTreeSet<String>, ViewError> {
         let wrong = || ViewError::Line { path: path.clone(), line: index + 1, text: text.to_owned() };
         store_name(text).map(str::to_owned).ok_or_else(wrong)
     };
-    text.lines().enumerate().map(line).collect()
+    let names: BTreeSet<String> = text.lines().enumerate().map(line).collect::<Result<_, _>>()?;
+    if names.is_empty() { Err(ViewError::Empty { path: path.clone() }) } else { Ok(names) }
 }
 
 /// Checks the list of a view and that its store paths exist, without making the view. A missing list is reported as a
@@ -369,16 +376,25 @@ impl Clients {
 ///
 /// # Errors
 /// Fails if the socket cannot be created.
-pub fn bind_control(path: &HostPath) -> Result<UnixListener, ViewError> {
+pub fn bind_control(path: &HostPath) -> Result<OwnedFd, ViewError> {
     let failed = |source| ViewError::Control { path: path.clone(), source };
     crate::sockets::remove_stale(path.as_path()).map_err(|error| failed(io::Error::other(error)))?;
     let made = || {
         let made = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         Place::nofollow(path.as_path())?.bind(&made, CONTROL_MODE)?;
-        listen(&made, Backlog::new(16)?)?;
-        Ok(UnixListener::from(made))
+        Ok(made)
     };
     made().map_err(failed)
+}
+
+/// Listens on the socket for further paths. The launcher waits for this, so the view must be complete.
+///
+/// # Errors
+/// Returns [`ViewError::Control`].
+pub fn listen_control(bound: OwnedFd, path: &HostPath) -> Result<UnixListener, ViewError> {
+    let listening = Backlog::new(16).and_then(|backlog| listen(&bound, backlog));
+    listening.map_err(|errno| ViewError::Control { path: path.clone(), source: errno.into() })?;
+    Ok(UnixListener::from(bound))
 }
 
 /// Asks the process that serves a share to add store paths.
@@ -462,6 +478,25 @@ fn give_group(root: &OwnedFd, store: &FileStat) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Otherwise a view that cannot be made would seem to be served for a moment.
+    #[test]
+    fn a_view_is_served_only_when_it_is_complete() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = HostPath::new(directory.path().join("view.sock").to_str().unwrap());
+        let bound = bind_control(&path).unwrap();
+        assert!(!crate::sockets::is_served(path.as_path()));
+        let _listener = listen_control(bound, &path).unwrap();
+        assert!(crate::sockets::is_served(path.as_path()));
+    }
+
+    #[test]
+    fn a_list_without_store_paths_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = HostPath::new(directory.path().join("closure").to_str().unwrap());
+        std::fs::write(path.as_path(), "").unwrap();
+        assert!(matches!(read_list(&path), Err(ViewError::Empty { .. })));
+    }
 
     #[test]
     fn only_names_that_nix_allows_are_store_paths() {

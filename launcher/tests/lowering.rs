@@ -140,6 +140,23 @@ fn an_initrd_that_is_larger_than_the_memory_is_refused() {
 }
 
 #[test]
+fn persistent_memory_that_ends_within_a_huge_page_is_refused_where_it_is_unsupported() {
+    let fields = || json!({"storeDisk": {"image": "/s.erofs", "transport": "pmem"}});
+    let facts = |bytes: u64| HostFacts { file_bytes: [(HostPath::from("/s.erofs"), bytes)].into(), ..host() };
+    for hypervisor in [Hypervisor::Qemu, Hypervisor::CloudHypervisor] {
+        launch(fields(), &facts(4 << 20), hypervisor);
+        for bytes in [0, 4096, (2 << 20) + 4096] {
+            let refused = refusals(fields(), &facts(bytes), hypervisor);
+            let reason = "maps images whose length is a multiple of 2 MiB, and /s.erofs has";
+            assert!(refused[0].contains(&format!("{reason} {bytes} bytes")), "{refused:?}");
+        }
+    }
+    for hypervisor in [Hypervisor::Firecracker, Hypervisor::Crosvm] {
+        launch(fields(), &facts((2 << 20) + 4096), hypervisor);
+    }
+}
+
+#[test]
 fn kernel_parameters_beyond_ascii_are_refused_where_they_are_unsupported() {
     let fields = || json!({"kernelParams": ["quiet", "name=m\u{fc}ller"]});
     for hypervisor in [Hypervisor::CloudHypervisor, Hypervisor::Crosvm] {

@@ -2,7 +2,7 @@
 
 use super::devices::DevicePlaces;
 use super::first_output::first_output;
-use super::image_features;
+use super::{image_features, mapped_image};
 use crate::launch::{Access, FileNeed, KvmUse, Launch, Reader, SideProcessKind, VolumeNeed};
 use crate::path::HostPath;
 use crate::programs::{find_file_system_program, find_program_of_machine};
@@ -125,6 +125,10 @@ impl Problems<'_> {
             self.add("devices", problem);
         }
         self.check_sockets();
+        let mapped = launch.needs.mapped_image.as_ref().map(|image| self.absolute(image));
+        if let Some(problem) = mapped.and_then(|image| mapped_image::unsupported(image.as_path())) {
+            self.add("storeDisk.image", problem);
+        }
         self.check_existing_volumes(time);
     }
 

@@ -215,6 +215,7 @@ fn check_kernel(builder: &mut LaunchBuilder<'_>, kernel: &HostPath) {
 
 fn check_limits(builder: &mut LaunchBuilder<'_>) {
     builder.check_cpus(MAX_VCPUS);
+    builder.aligned_pmem_bytes();
     if builder.spec.memory.huge_pages {
         builder.needs.hugetlbfs = Some(HostPath::from(HUGE_PAGES));
     }

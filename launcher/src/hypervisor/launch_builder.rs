@@ -36,6 +36,8 @@ const PRINTS_AND_ENDS: [&str; 7] = ["-h", "-help", "--help", "-V", "-version", "
 
 /// The most queue pairs of a network interface. More do not make it faster, and each needs file descriptors.
 const MAX_QUEUE_PAIRS: u32 = 16;
+/// Linux maps persistent memory in huge pages.
+const PMEM_ALIGNMENT_BYTES: u64 = 2 << 20;
 
 /// A launch that is being built.
 pub(super) struct LaunchBuilder<'spec> {
@@ -153,6 +155,7 @@ impl<'spec> LaunchBuilder<'spec> {
         let mut volumes = spec.volumes.iter();
         for disk in &spec.disks {
             if disk.role == DiskRole::Store {
+                self.needs.mapped_image = (disk.backend == DiskBackend::Pmem).then(|| disk.image.clone());
                 if let DiskBackend::Live(live) = &disk.backend {
                     self.needs.sockets_to_remove.push(live.socket.clone());
                     self.need_file_for_launcher("storeDisk.plan", &disk.image, Access::Read);
@@ -207,6 +210,27 @@ impl<'spec> LaunchBuilder<'spec> {
             if checked.share.proto == ShareProtocol::Virtiofs {
                 self.needs.sockets_to_remove.push(checked.socket.clone());
             }
+        }
+    }
+
+    /// Returns the length of the image that is mapped as persistent memory, 0 without one, and refuses one that does not end
+    /// at a huge page.
+    pub(super) fn aligned_pmem_bytes(&mut self) -> u64 {
+        let spec = self.spec;
+        let Some(disk) = spec.disks.iter().find(|disk| disk.backend == DiskBackend::Pmem) else { return 0 };
+        match self.facts.file_bytes.get(&disk.image).copied() {
+            Some(bytes) if bytes.is_multiple_of(PMEM_ALIGNMENT_BYTES) && bytes > 0 => bytes,
+            Some(bytes) => {
+                let reason = format!(
+                    "maps images whose length is a multiple of 2 MiB, and {} has {bytes} bytes; build it with \
+                     `microvm-image build --format erofs --dax`",
+                    disk.image
+                );
+                self.refuse("storeDisk.image", reason);
+                0
+            }
+            // `explain` works without the image, with a warning; a start without it is refused before this matters.
+            None => PMEM_ALIGNMENT_BYTES,
         }
     }
 

@@ -24,6 +24,9 @@ pub struct Needs {
     /// The store disk's image, if it is sealed. Its root hash is read at the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealed_image: Option<HostPath>,
+    /// The store disk's image, if the guest maps it as persistent memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapped_image: Option<HostPath>,
     /// The volumes, in order.
     pub volumes: Vec<VolumeNeed>,
     /// Disks whose format the hypervisor detects from their content, which must match the spec.

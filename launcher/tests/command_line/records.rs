@@ -209,7 +209,9 @@ fn a_client_that_sends_nothing_does_not_keep_others_from_adding_store_paths() {
     let directory = tempfile::tempdir().expect("a directory");
     let name = format!("{}-bash-5.2", "0".repeat(32));
     fs::create_dir_all(directory.path().join("store").join(&name)).expect("a store path");
-    fs::write(directory.path().join("closure"), "").expect("a list");
+    let first = format!("/nix/store/{}-first", "1".repeat(32));
+    fs::create_dir(directory.path().join("store").join(&first["/nix/store/".len()..])).expect("a store path");
+    fs::write(directory.path().join("closure"), first).expect("a list");
     let control = directory.path().join("view.sock");
     let serve = Command::new(env!("CARGO_BIN_EXE_microvm"))
         .args(["serve-view", "--source"])

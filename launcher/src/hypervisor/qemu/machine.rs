@@ -14,8 +14,6 @@ use std::collections::BTreeMap;
 
 /// The virtio-mmio slots of the machine model microvm (docs/system/i386/microvm.rst).
 const MMIO_SLOTS: usize = 8;
-/// Linux maps persistent memory in huge pages.
-const PMEM_ALIGNMENT_BYTES: u64 = 2 << 20;
 /// The most virtual CPUs with KVM: `max_cpus` of microvm and q35 in qemu 7.2.
 const MAX_VCPUS: u32 = 288;
 /// The most virtual CPUs when emulating: the limit of the emulated interrupt controller.
@@ -104,7 +102,7 @@ pub(super) fn choose(builder: &mut LaunchBuilder<'_>) -> Machine {
         bus: if is_microvm && !needs_pci { Bus::Mmio } else { Bus::Pci },
         has_keyboard: architecture == Architecture::X86_64,
         own_pci_devices: count_own_pci_devices(builder, virtio_devices),
-        pmem_bytes: pmem_bytes(builder),
+        pmem_bytes: builder.aligned_pmem_bytes(),
         model,
         is_emulated,
     }
@@ -230,25 +228,6 @@ fn count_virtio_devices(builder: &LaunchBuilder<'_>) -> usize {
 
 fn has_pmem(builder: &LaunchBuilder<'_>) -> bool {
     builder.spec.disks.iter().any(|disk| disk.backend == DiskBackend::Pmem)
-}
-
-/// Returns the length of the image that is mapped as persistent memory: qemu has an option for it.
-fn pmem_bytes(builder: &mut LaunchBuilder<'_>) -> u64 {
-    let Some(disk) = builder.spec.disks.iter().find(|disk| disk.backend == DiskBackend::Pmem) else { return 0 };
-    match builder.facts.file_bytes.get(&disk.image).copied() {
-        Some(bytes) if bytes.is_multiple_of(PMEM_ALIGNMENT_BYTES) && bytes > 0 => bytes,
-        Some(bytes) => {
-            let reason = format!(
-                "maps images whose length is a multiple of 2 MiB, and {} has {bytes} bytes; build it with \
-                 `microvm-image build --format erofs --dax`",
-                disk.image
-            );
-            builder.refuse("storeDisk.image", reason);
-            0
-        }
-        // `explain` works without the image, with a warning; a start without it is refused before this matters.
-        None => PMEM_ALIGNMENT_BYTES,
-    }
 }
 
 /// Returns an id that never conflicts with the user's ids.
