@@ -96,7 +96,7 @@ dead_fence_device() {
   wait_for 300 "the start after the acknowledgement" has_rebooted "$boot"
   rm "$RIG/power/dead"
   require_synced "$boot" "$number"
-  via crm_attribute --name load-threshold --delete
+  via crm_attribute --name load-threshold --delete --quiet >/dev/null
   say "dead fence device: not started until acknowledged, then answering after $(subtract "$(now)" "$began") s"
 }
 
