@@ -52,14 +52,24 @@ plan=$NIXOS_RIG/plan.json
 ./in-store.sh nix-instantiate --eval --strict --json "${arguments[@]}" -A plan default.nix >"$plan"
 mapfile -t scenarios < <(if [ $# -gt 0 ]; then printf '%s\n' "$@"; else jq -r 'keys[]' "$plan"; fi)
 
+# Sets `used` to the processor time in seconds of all programs that have run for this script: the load of the computer hardly
+# changes it.
+set_used() {
+  times >"$NIXOS_RIG/times"
+  used=$(awk 'NR == 2 { gsub(/s/, ""); for (i = 1; i <= 2; i++) { split($i, part, "m"); sum += part[1] * 60 + part[2] } } END { printf "%d", sum }' "$NIXOS_RIG/times")
+}
+
 failed=()
 for scenario in "${scenarios[@]}"; do
   jq -e --arg scenario "$scenario" 'has($scenario)' "$plan" >/dev/null ||
     die "there is no scenario $scenario" "there are: $(jq -r 'keys | join(" ")' "$plan")"
   started=$SECONDS
+  set_used
+  used_before=$used
   kind=$(jq -r --arg scenario "$scenario" '.[$scenario].kind' "$plan")
   if "./run-$kind.sh" "$scenario" "${arguments[@]}"; then
-    say "$scenario: passed in $((SECONDS - started)) s"
+    set_used
+    say "$scenario: passed in $((SECONDS - started)) s, with $((used - used_before)) s of processor time"
   else
     say "$scenario: FAILED after $((SECONDS - started)) s; $NIXOS_RIG/states/$scenario has its consoles"
     failed+=("$scenario")
