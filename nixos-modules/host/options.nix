@@ -155,7 +155,7 @@ in
       startupTimeout = mkOption {
         type = types.ints.positive;
         default = 150;
-        description = "The time limit in seconds for starting a machine, and for stopping it. The guest may use two thirds of it to shut down, at most 60 s.";
+        description = "The time limit in seconds for starting a machine, and for stopping it. The guest may use two thirds of it to shut down.";
       };
       suspendOnShutdown = mkOption {
         type = types.either types.bool (types.listOf types.str);

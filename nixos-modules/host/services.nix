@@ -24,9 +24,7 @@ let
   ];
 
   # The time in seconds for a guest to shut down. The rest of systemd's timeout is for ending its hypervisor.
-  stopTimeout = toString (
-    if cfg.host.startupTimeout >= 90 then 60 else cfg.host.startupTimeout * 2 / 3
-  );
+  stopTimeout = toString (cfg.host.startupTimeout * 2 / 3);
 
   unit = task: "${lib.getExe cfg.host.package} unit ${task}";
   environment = {

@@ -115,18 +115,12 @@ let
   };
   # At the time of the checks networkd may still wait for an interface.
   answers = "answers() { for n in $(seq 120); do ping -c 1 -W 5 \"$1\" >/dev/null 2>&1 && return; sleep 1; done; return 1; }";
-  shutsDownSlowly =
-    { config, pkgs, ... }:
-    {
-      microvm.binScripts.microvm-shutdown = lib.mkForce ''exec ${lib.getExe' pkgs.microvm-test-launcher "microvm"} stop --timeout 1200 ${config.microvm.declaredRunner.machineSpec} "$@"'';
-    };
   # Two machines on one bridge: `left` by tap, with its address from the host and a share by virtiofs; `right` by macvtap and
   # by qemu's bridge helper.
   left = {
     imports = [
       (small "left")
       ./guest-checks.nix
-      shutsDownSlowly
     ];
     microvm = {
       mem = lib.mkOverride 40 512;
@@ -163,7 +157,6 @@ let
       imports = [
         (small "right")
         ./guest-checks.nix
-        shutsDownSlowly
       ];
       microvm = {
         mem = lib.mkOverride 40 512;
