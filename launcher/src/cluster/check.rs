@@ -49,8 +49,10 @@ impl Findings {
             self.problem(place, error.to_string());
         } else if name.starts_with(|first: char| first.is_ascii_digit()) {
             self.problem(place, format!("`{name}` must start with a letter or `_`, as identifiers in XML do"));
-        } else if name.contains("__") {
-            self.problem(place, format!("`{name}` contains `__`, which separates the parts of derived names"));
+        } else if name.contains("__") || name.ends_with('_') {
+            // `a_` and `b` would make the same derived name as `a` and `_b`.
+            let reason = "must neither contain `__`, which separates the parts of derived names, nor end with `_`";
+            self.problem(place, format!("`{name}` {reason}"));
         }
     }
 

@@ -153,7 +153,16 @@ fn clusters_that_cannot_work_are_refused_with_what_to_do() {
         ("/nodes/host2/addresses", json!(["10.0.0.1", "10.1.0.2"]), "`10.0.0.1` is already an address of `host1`"),
         ("/nodes/host2/addresses", json!(["host2", "10.1.0.2"]), "`host2` is not an IP address"),
         ("/nodes/host2/addresses", json!(["fd00::2", "10.1.0.2"]), "link 0 has IPv4 and IPv6 addresses"),
-        ("/nodes/host__4", json!({"id": 4, "addresses": ["10.0.0.4", "10.1.0.4"], "memory": 1}), "contains `__`"),
+        (
+            "/nodes/host__4",
+            json!({"id": 4, "addresses": ["10.0.0.4", "10.1.0.4"], "memory": 1}),
+            "neither contain `__`",
+        ),
+        (
+            "/fencing/devices/x_",
+            device("x"),
+            "fencing.devices.x_: `x_` must neither contain `__`, which separates the parts of derived names, nor end with `_`",
+        ),
         (
             "/nodes/host4",
             json!({"id": 4, "addresses": ["10.0.0.4", "10.1.0.4"], "memory": 1}),
