@@ -92,8 +92,8 @@ has_failed_fencing() { # NODE
   via microvm cluster status --json | jq --exit-status --arg node "$1" 'any(.fencing[]; .node == $node and .status == "failed")' >/dev/null
 }
 # The pattern begins with the hypervisor's process name, because a pgrep also finds every other pgrep with a pattern that
-# matches itself.
-find_hypervisors() { pgrep "$@" -f -- "^microvm@web .*-initrd $initrd"; } # OPTION...
+# matches itself. In the rig with systemd, a script executes qemu by its path.
+find_hypervisors() { pgrep "$@" -f -- "^(microvm@web|[^ ]*/qemu-system-x86_64) .*-initrd $initrd"; } # OPTION...
 hypervisors() { # prints the processes, without those that qemu forks to run its bridge helper
   local all
   all=$(find_hypervisors -d ,) || return 0
