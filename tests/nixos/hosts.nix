@@ -92,12 +92,18 @@ let
           ]
       );
     };
-  withFlake = module: {
+  # Shared by the systems, so that each machine is evaluated once.
+  unchanged = flake { };
+  byHand = guest "by-hand" {
+    imports = [ (small "by-hand") ];
+    microvm.consoleSocket = "console.sock";
+  };
+  withFlake = fromFlake: {
     imports = [ host ];
     microvm = {
-      vms.from-flake.flake = flake module;
+      vms.from-flake.flake = fromFlake;
       vms.own-flake = {
-        flake = flake { };
+        flake = unchanged;
         updateFlake = "path:/srv/machines";
         autostart = false;
       };
@@ -105,12 +111,8 @@ let
     };
     # What the flake of the machine that is made by hand is made of.
     environment.etc = {
-      "rig/by-hand".source =
-        (guest "by-hand" {
-          imports = [ (small "by-hand") ];
-          microvm.consoleSocket = "console.sock";
-        }).config.microvm.declaredRunner;
-      "rig/own-flake".source = (flake { }).nixosConfigurations.own-flake.config.microvm.declaredRunner;
+      "rig/by-hand".source = byHand.config.microvm.declaredRunner;
+      "rig/own-flake".source = unchanged.nixosConfigurations.own-flake.config.microvm.declaredRunner;
     };
   };
   # At the time of the checks networkd may still wait for an interface.
@@ -243,10 +245,12 @@ in
   flakes = {
     systems = [
       {
-        imports = [ (withFlake { }) ];
+        imports = [ (withFlake unchanged) ];
         microvm.vms.leaving.config = small "leaving";
       }
-      (withFlake { environment.etc.second.text = "yes"; })
+      (withFlake (flake {
+        environment.etc.second.text = "yes";
+      }))
     ];
     checks = ./host-flakes.sh;
   };
