@@ -50,7 +50,7 @@ use new_pack::PackKeeper;
 use nix::sys::resource::{UsageWho, getrusage};
 use output::ImageFile;
 use program::atomic_file::WriteError;
-use seal::{Sealing, Sidecar};
+use seal::{Sealing, Sidecar, remove_sidecar};
 use sequence::{SequenceInputs, Sequenced, Sequencer, WriteTables};
 use source::InputPath;
 use squashfs::SquashfsBuild;
@@ -274,6 +274,9 @@ fn publish(
     }
     let sidecar = report.verity.as_ref().map(|seal| Sidecar::create(seal, &output)).transpose()?;
     let published = output.publish(sidecar.as_ref())?;
+    if sidecar.is_none() {
+        remove_sidecar(&options.output)?;
+    }
     report.seconds.publish = started.elapsed().as_secs_f64();
     Ok(published)
 }

@@ -1,8 +1,7 @@
 //! Decides whether a machine needs a store disk: it needs none if it mounts the host's store.
 
-use program::input::text_error;
+use program::input::read_text;
 use serde::{Deserialize, Serialize};
-use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use thiserror::Error;
@@ -62,9 +61,7 @@ struct Share {
 /// # Errors
 /// The file cannot be read, is not JSON, or its `shares` are not an array of objects with a `source`.
 pub fn skip(path: &Path) -> Result<Option<SkipReport>, MachineError> {
-    let text = fs::read_to_string(path)
-        .map_err(text_error)
-        .map_err(|source| MachineError::Read { path: path.to_path_buf(), source })?;
+    let text = read_text(path).map_err(|source| MachineError::Read { path: path.to_path_buf(), source })?;
     skip_by_text(&text).map_err(|source| MachineError::Form { path: path.to_path_buf(), source })
 }
 

@@ -1,8 +1,7 @@
 //! Reads plans from files.
 
 use crate::plan::{ImagePlan, PlanError};
-use program::input::text_error;
-use std::fs;
+use program::input::read_text;
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -33,8 +32,6 @@ pub enum PlanFileError {
 /// # Errors
 /// The file cannot be read, or is not a plan.
 pub fn read(path: &Path) -> Result<ImagePlan, PlanFileError> {
-    let text = fs::read_to_string(path)
-        .map_err(text_error)
-        .map_err(|source| PlanFileError::Read { path: path.to_path_buf(), source })?;
+    let text = read_text(path).map_err(|source| PlanFileError::Read { path: path.to_path_buf(), source })?;
     ImagePlan::from_json(&text).map_err(|source| PlanFileError::NotAPlan { path: path.to_path_buf(), source })
 }

@@ -14,6 +14,34 @@ use testing::{NEGATIVE, NOT_NUMBERS, TWO_TO_63, TWO_TO_64, YEAR_AND_A_SECOND};
 const BUILD: &str = "build --closure-info info --store-dir store";
 
 #[test]
+fn an_output_replaced_the_list_or_the_plan_that_the_closure_was_read_from() {
+    let workspace = Workspace::with_store();
+    workspace.write("list", &store_paths());
+    workspace.run("plan --closure-info info --store-dir store -o plan.json").success();
+    symlink("list", workspace.path("link")).unwrap();
+    for (option, file, output) in [
+        ("--paths-from", "list", "list"),
+        ("--paths-from", "link", "list"),
+        ("--paths-from", "link", "./link"),
+        ("--graph", "attrs.json", "./attrs.json"),
+        ("--plan", "plan.json", "store/../plan.json"),
+    ] {
+        let before = workspace.read(file);
+        let message =
+            format!("error: --output would replace the file of {option}, {file}\nhint: choose another output\n");
+        workspace.run(&format!("build --store-dir store {option} {file} -o {output}")).failure(2, &message);
+        if option != "--plan" {
+            workspace.run(&format!("plan --store-dir store {option} {file} -o {output}")).failure(2, &message);
+        }
+        assert!(workspace.read(file) == before, "{option} {file}");
+    }
+    // A plan may be rewritten, and a link to the list is only replaced.
+    workspace.run("plan --store-dir store --plan plan.json -o plan.json").success();
+    workspace.run("build --quiet --store-dir store --paths-from list -o link").success();
+    assert_eq!(workspace.read("list"), store_paths().as_bytes());
+}
+
+#[test]
 fn codecs_levels_and_sizes_out_of_range_are_refused() {
     let workspace = Workspace::with_store();
     for (option, message) in [

@@ -26,6 +26,23 @@ fn every_source_gives_the_same_bytes() {
 }
 
 #[test]
+fn a_seal_described_an_image_that_was_no_longer_there() {
+    let workspace = Workspace::with_store();
+    let build = |options: &str| {
+        workspace.run(&format!("build --quiet --closure-info info --store-dir store -o image {options}")).success();
+    };
+    for format in ["erofs", "squashfs"] {
+        build(&format!("--format {format} --verity"));
+        assert!(workspace.path("image.verity.json").exists());
+        build(&format!("--format {format}"));
+        assert!(!workspace.path("image.verity.json").exists(), "{format}");
+    }
+    fs::write(workspace.path("image.verity.json"), "my notes").unwrap();
+    build("--format erofs");
+    assert!(workspace.path("image.verity.json").exists(), "it is not a seal");
+}
+
+#[test]
 fn the_image_contains_the_store_paths() {
     let workspace = Workspace::with_store();
     workspace.run(&format!("{BUILD} image --closure-info info")).success();

@@ -134,6 +134,9 @@ pub enum ViewError {
         /// Its exit status.
         status: ExitStatus,
     },
+    /// Something else was given instead of a store path.
+    #[error("`{}` is not a store path", program::escape::one_line(.0))]
+    NotStorePath(String),
     /// The process that serves the share refused a path.
     #[error("{0}")]
     Refused(String),
@@ -327,8 +330,7 @@ impl View {
     fn answer(&self, stream: &UnixStream) -> Result<(), ViewError> {
         for line in BufReader::new(stream.take(MAX_REQUEST_BYTES)).lines() {
             let line = line.map_err(|error| ViewError::Refused(error.to_string()))?;
-            let wrong = || ViewError::Refused(format!("`{}` is not a store path", program::escape::one_line(&line)));
-            self.add(store_name(&line).ok_or_else(wrong)?)?;
+            self.add(store_name(&line).ok_or_else(|| ViewError::NotStorePath(line.clone()))?)?;
         }
         Ok(())
     }
@@ -403,7 +405,7 @@ pub fn listen_control(bound: OwnedFd, path: &HostPath) -> Result<UnixListener, V
 /// Fails if it cannot be reached or refuses a path; earlier paths are then added.
 pub fn request(view: &ClosureView, working_directory: &HostPath, paths: &[String]) -> Result<(), ViewError> {
     if let Some(path) = paths.iter().find(|path| store_name(path).is_none()) {
-        return Err(ViewError::Refused(format!("`{}` is not a store path", program::escape::one_line(path))));
+        return Err(ViewError::NotStorePath(path.clone()));
     }
     let control = view.control.below(working_directory);
     let failed = |source| ViewError::Control { path: control.clone(), source };

@@ -322,6 +322,34 @@ fn a_machine_without_a_runner_and_an_unknown_one_are_reported_once_and_in_words(
 }
 
 #[test]
+fn sigterm_was_not_heard_while_a_spec_was_read_from_stdin() {
+    let directory = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["run", "-"][..],
+        &["volumes", "-"],
+        &["volume", "grow", "-", "/var", "1G"],
+        &["tap", "up", "-"],
+        &["virtiofsd", "-"],
+        &["check", "-"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
+        command.args(arguments).env("MICROVM_RUNTIME_DIR", directory.path()).current_dir(directory.path());
+        let mut child = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"{").unwrap();
+        let process = child.id().to_string();
+        // It may not have begun to read yet: each further signal is for a later moment.
+        let ended = (0..600).find_map(|_| {
+            Command::new("kill").args(["-TERM", &process]).status().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            child.try_wait().unwrap()
+        });
+        child.kill().unwrap();
+        assert!(ended.is_some_and(|status| !status.success()), "{arguments:?}: {ended:?}");
+    }
+}
+
+#[test]
 fn a_missing_name_is_reported_with_the_option_for_all_machines() {
     for (command, expected, usage) in [
         ("suspend", "<MACHINES|--all>", "[OPTIONS] <MACHINES...|--all>"),

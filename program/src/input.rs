@@ -1,8 +1,10 @@
 //! Numbers and text files that people pass to a program. The standard library's errors describe digits and streams;
 //! these say what is expected.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::num::{IntErrorKind, ParseIntError};
+use std::path::Path;
 use std::str::FromStr;
 
 /// The longest time that a command line or a configuration can contain, in seconds: a year. The clock does not
@@ -39,6 +41,33 @@ pub fn from_one_up_to<const MAX: u64>(text: &str) -> Result<u64, String> {
     number.ok_or_else(|| format!("it must be a whole number from 1 to {MAX}"))
 }
 
+/// The longest list, graph or plan. That of a closure with a million paths has some hundred MiB; a longer one is something
+/// else, such as an endless device.
+const MAX_INPUT_BYTES: u64 = 1 << 30;
+
+/// Reads everything to its end.
+///
+/// # Errors
+/// Fails if it cannot be read, or is longer than 1 GiB.
+pub fn read_to_end(reader: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    reader.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_INPUT_BYTES {
+        let reason = format!("it is longer than {} MiB, the limit for such a file", MAX_INPUT_BYTES >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+    }
+    Ok(bytes)
+}
+
+/// Reads a text file.
+///
+/// # Errors
+/// Fails if it cannot be read, is not text, or is longer than 1 GiB.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    let text = String::from_utf8(read_to_end(File::open(path)?)?);
+    text.map_err(|error| text_error(io::Error::new(io::ErrorKind::InvalidData, error)))
+}
+
 /// Replaces the error of [`io::Read::read_to_string`] for a file that is not text.
 pub fn text_error(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::InvalidData {
@@ -72,5 +101,12 @@ mod tests {
         std::fs::write(&path, [0xff, 0xfe]).unwrap();
         let error = text_error(std::fs::read_to_string(&path).unwrap_err());
         assert_eq!(error.to_string(), "the file is not UTF-8 text");
+        assert_eq!(read_text(&path).unwrap_err().to_string(), "the file is not UTF-8 text");
+    }
+
+    #[test]
+    fn an_endless_device_filled_the_memory() {
+        let error = read_text(Path::new("/dev/zero")).unwrap_err();
+        assert_eq!(error.to_string(), "it is longer than 1024 MiB, the limit for such a file");
     }
 }

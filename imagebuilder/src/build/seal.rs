@@ -225,6 +225,19 @@ impl Sidecar {
     }
 }
 
+/// Removes the document of an earlier image that had this name. A file of another kind is left alone.
+///
+/// # Errors
+/// It cannot be removed.
+pub(super) fn remove_sidecar(image: &Path) -> Result<(), WriteError> {
+    let path = sidecar_path(image);
+    let is_seal = fs::read(&path).is_ok_and(|text| serde_json::from_slice::<Seal>(&text).is_ok());
+    match is_seal.then(|| fs::remove_file(&path)) {
+        Some(Err(source)) if source.kind() != io::ErrorKind::NotFound => Err(WriteError { path, source }),
+        _ => Ok(()),
+    }
+}
+
 /// Returns whether the directory of the image has this document.
 pub(super) fn has_sidecar(seal: &Seal, image: &Path) -> bool {
     fs::read(sidecar_path(image)).is_ok_and(|found| found == text(seal).as_bytes())

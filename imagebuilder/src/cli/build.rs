@@ -3,7 +3,7 @@
 use super::cache_location::CacheDirectoryArgs;
 use super::failure::Failure;
 use super::settings::SettingsArgs;
-use super::source::SourceArgs;
+use super::source::{Replaced, SourceArgs};
 use super::{interrupt, progress, thread_count};
 use clap::Args;
 use imagebuilder::build::{BuildOptions, CacheTrust, Digests, Durability, build};
@@ -132,6 +132,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<(), Failure> {
     args.cache.check()?;
     let mut options = args.options()?;
     output::check(&args.output)?;
+    args.source.refuse_as_output(&args.output, Replaced::Image)?;
     let plan = args.source.plan(&args.settings)?;
     missing_paths::check(&plan, options.jobs)?;
     open_files::raise_limit();

@@ -2,7 +2,7 @@
 
 use super::failure::Failure;
 use super::settings::SettingsArgs;
-use super::source::SourceArgs;
+use super::source::{Replaced, SourceArgs};
 use clap::Args;
 use imagebuilder::output;
 use program::atomic_file;
@@ -27,6 +27,7 @@ pub(crate) struct PlanArgs {
 pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     if let Some(path) = &args.output {
         output::check(path)?;
+        args.source.refuse_as_output(path, Replaced::Plan)?;
     }
     let plan = args.source.plan(&args.settings)?;
     let text = plan.to_json().map_err(|error| Failure::failed(&error).with_context("cannot write the plan as JSON"))?;

@@ -7,7 +7,10 @@ use imagebuilder::closure::{self, Closure, ClosureSource, ListInput, StoreLocati
 use imagebuilder::plan::ImagePlan;
 use imagebuilder::plan_file;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 /// The source of the closure: exactly one of these options.
 #[derive(Debug, Args)]
@@ -42,6 +45,13 @@ pub(crate) struct SourceArgs {
     /// The image contains only base names, so you can use any directory with entries named like store paths.
     #[arg(long, value_name = "DIR")]
     store_dir: Option<PathBuf>,
+}
+
+/// What a command writes to its output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replaced {
+    Image,
+    Plan,
 }
 
 /// The selected source.
@@ -82,7 +92,26 @@ impl SourceArgs {
         }
     }
 
-    fn read_plan(&self, file: &std::path::Path) -> Result<ImagePlan, Failure> {
+    /// Refuses to replace the file that the closure is read from. A plan may replace itself.
+    pub(crate) fn refuse_as_output(&self, output: &Path, replaced: Replaced) -> Result<(), Failure> {
+        let plan = self.plan.as_deref().filter(|_| replaced == Replaced::Image);
+        let files =
+            [("--graph", self.graph.as_deref()), ("--paths-from", self.paths_from.as_deref()), ("--plan", plan)];
+        // The output replaces a symbolic link, and not its target.
+        let Ok(existing) = fs::symlink_metadata(output) else { return Ok(()) };
+        let is_existing = |found: io::Result<Metadata>| {
+            found.is_ok_and(|found| (found.dev(), found.ino()) == (existing.dev(), existing.ino()))
+        };
+        for (option, file) in files.into_iter().filter_map(|(option, file)| Some((option, file?))) {
+            if is_existing(fs::metadata(file)) || is_existing(fs::symlink_metadata(file)) {
+                let problem = format!("--output would replace the file of {option}, {}", file.display());
+                return Err(Failure::usage(problem).with_hint("choose another output"));
+            }
+        }
+        Ok(())
+    }
+
+    fn read_plan(&self, file: &Path) -> Result<ImagePlan, Failure> {
         let mut plan = plan_file::read(file)?;
         if let Some(store_dir) = self.store_dir()? {
             plan.store_dir = store_dir;

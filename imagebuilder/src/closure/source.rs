@@ -6,8 +6,9 @@ use super::nix_store::{self, NixStoreError, StoreLocation};
 use super::path_list;
 use super::registration::{self, Registration};
 use crate::threads::join;
-use std::fs;
-use std::io::{self, Read};
+use program::input::read_to_end;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -155,13 +156,12 @@ fn first_difference<T: Ord>(left: impl Iterator<Item = T>, right: impl Iterator<
 }
 
 fn read_text(input: &ListInput) -> Result<String, ClosureError> {
-    let mut bytes = Vec::new();
     let read = match input {
-        ListInput::Stdin => io::stdin().lock().read_to_end(&mut bytes).map(drop),
-        ListInput::File(path) => fs::read(path).map(|read| bytes = read),
+        ListInput::Stdin => read_to_end(io::stdin().lock()),
+        ListInput::File(path) => File::open(path).and_then(read_to_end),
     };
     let path = || input.name().to_path_buf();
-    read.map_err(|source| ClosureError::Read { path: path(), source })?;
+    let bytes = read.map_err(|source| ClosureError::Read { path: path(), source })?;
     String::from_utf8(bytes).map_err(|error| {
         let is_valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         ClosureError::NotText { path: path(), line: 1 + is_valid.iter().filter(|byte| **byte == b'\n').count() }

@@ -55,9 +55,9 @@ enum Kind {
 
 fn run_task(direction: &Direction, kind: Kind) -> Result<(), Failure> {
     let (Direction::Up(target) | Direction::Down(target)) = direction;
-    let interruption = watch_signals()?;
     let overrides = &target.spec.overrides;
     let spec = read(&target.spec.spec, overrides)?;
+    let interruption = watch_signals()?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let needs = launch_of(&spec, overrides, &runtime, &interruption)?.needs;
     let outcomes = match (direction, kind) {

@@ -37,9 +37,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(failure) = run_by_name(&arguments.spec.spec, options) {
         return Err(failure);
     }
-    let interruption = watch_signals()?;
     let overrides = &arguments.spec.overrides;
     let (spec, origin) = read_with_origin(&arguments.spec.spec, overrides)?;
+    // Not before, because a signal must end the wait for a spec from stdin.
+    let interruption = watch_signals()?;
     // Checked before the start is recorded under the spec's name, which may be invalid.
     let checked = checked(&spec)?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;

@@ -33,7 +33,11 @@ pub(crate) fn add(arguments: &Arguments) -> Result<(), Failure> {
         return Err(Failure::usage(reason));
     }
     for view in views {
-        request(view, &launch.working_directory, &arguments.paths).map_err(failed)?;
+        request(view, &launch.working_directory, &arguments.paths).map_err(|error| match error {
+            ViewError::NotStorePath(_) => Failure::usage(error.to_string())
+                .with_hint("`realpath` prints the store path of a link; a path in a store path is visible with it"),
+            error => failed(error),
+        })?;
     }
     Ok(())
 }

@@ -23,9 +23,9 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let interruption = watch_signals()?;
     let overrides = &arguments.spec.overrides;
     let spec = read(&arguments.spec.spec, overrides)?;
+    let interruption = watch_signals()?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let launch = launch_of(&spec, overrides, &runtime, &interruption)?;
     let mut processes = launch.needs.processes;

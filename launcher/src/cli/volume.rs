@@ -5,6 +5,7 @@ use super::spec_file::{Overrides, read};
 use launcher::imperative::{Layout, MachineName};
 use launcher::interruption::Interruption;
 use launcher::launch::{Access, Launch, VolumeNeed};
+use launcher::spec::MachineSpec;
 use launcher::state::RuntimeDirectory;
 use launcher::suspend::is_suspended;
 use launcher::volumes::{
@@ -68,10 +69,9 @@ struct Target {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let interruption = watch_signals()?;
     match &arguments.action {
         Action::Backup { target, file } => {
-            let volume = target.find(&interruption)?;
+            let (volume, interruption) = target.find()?;
             volume.require_free_name(file)?;
             let _lock = volume.lock(ImageLock::HeldUnchanged)?;
             copied(copy(volume.need.image.as_path(), file, CopyOwner::Current, &interruption))?;
@@ -79,7 +79,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             Ok(())
         }
         Action::Restore { target, file } => {
-            let volume = target.find(&interruption)?;
+            let (volume, interruption) = target.find()?;
             let _lock = volume.lock(ImageLock::Held)?;
             volume.require_not_suspended()?;
             copied(copy(file, volume.need.image.as_path(), CopyOwner::OwnerOfDirectory, &interruption))?;
@@ -87,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             Ok(())
         }
         Action::Grow { target, size } => {
-            let volume = target.find(&interruption)?;
+            let (volume, interruption) = target.find()?;
             let locks = volume.lock(ImageLock::Held)?;
             volume.require_not_suspended()?;
             let grown = grow(volume.need.image.as_path(), *size, &locks, &interruption).map_err(grow_failure)?;
@@ -106,9 +106,11 @@ struct MachineVolume {
 }
 
 impl Target {
-    fn find(&self, interruption: &Interruption) -> Result<MachineVolume, Failure> {
+    fn find(&self) -> Result<(MachineVolume, Interruption), Failure> {
         let runtime = RuntimeDirectory::locate().map_err(failed)?;
-        let launch = self.launch(&runtime, interruption)?;
+        let (spec, overrides) = self.spec()?;
+        let interruption = watch_signals()?;
+        let launch = launch_of(&spec, &overrides, &runtime, &interruption)?;
         require_no_own_file(&launch).map_err(failed)?;
         let is_meant = |need: &&VolumeNeed| {
             let file_name = need.image.as_path().file_name().and_then(|name| name.to_str());
@@ -133,15 +135,15 @@ impl Target {
         need.image = need.image.below(&launch.working_directory);
         // A guest cannot change a volume that it only reads, but a restored or grown one is written here.
         need.access = Access::ReadWrite;
-        Ok(MachineVolume { need, device, launch, runtime })
+        Ok((MachineVolume { need, device, launch, runtime }, interruption))
     }
 
-    /// Returns the launch of a machine of this host, or of a spec.
-    fn launch(&self, runtime: &RuntimeDirectory, interruption: &Interruption) -> Result<Launch, Failure> {
+    /// Returns the spec of a machine of this host, or the given one, with what overrides it.
+    fn spec(&self) -> Result<(MachineSpec, Overrides), Failure> {
         if self.machine.contains('/') || self.machine.ends_with(".json") || self.machine == "-" {
             let spec = read(Path::new(&self.machine), &self.overrides)?;
             self.overrides.require_state_directory()?;
-            return launch_of(&spec, &self.overrides, runtime, interruption);
+            return Ok((spec, self.overrides.clone()));
         }
         let name = MachineName::new(&self.machine).map_err(|error| Failure::usage(error.to_string()))?;
         let machine = Layout::of_environment().existing(&name).map_err(|error| {
@@ -149,7 +151,7 @@ impl Target {
         })?;
         let overrides = Overrides { state_dir: Some(machine.directory.clone()), ..self.overrides.clone() };
         let spec = read(&machine.runner().map_err(failed)?.join("share/microvm/machine.json"), &overrides)?;
-        launch_of(&spec, &overrides, runtime, interruption)
+        Ok((spec, overrides))
     }
 }
 

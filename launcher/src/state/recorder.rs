@@ -127,6 +127,11 @@ mod tests {
             chown(machine.directory(), Some(stranger), None).unwrap();
             machine.own_records_of_root().unwrap();
             assert_eq!(fs::metadata(machine.directory()).unwrap().uid(), owner, "{supervisor:?}");
+            // A record that the user replaced until then is the user's.
+            assert_eq!(machine.other_recorder().unwrap().map(|user| user.user()), (owner != 0).then_some(stranger));
+            chown(&machine.file("launch.json"), Some(stranger), None).unwrap();
+            assert_eq!(machine.other_recorder().unwrap().map(|user| user.user()), Some(stranger));
+            chown(&machine.file("launch.json"), Some(Uid::from_raw(0)), None).unwrap();
         }
         child.kill().unwrap();
         child.wait().unwrap();

@@ -161,7 +161,8 @@ pub fn grow(
     let found = file_system(&file).map_err(failed)?.map(|found| found.fs_type);
     let is_ext = found.is_some_and(|fs_type| fs_type.starts_with("ext"));
     // An image that was grown, and its file system not: the power was cut meanwhile.
-    let is_unfinished = is_ext && ExtSize::of(&file).map_err(failed)?.is_shorter_than(metadata.len());
+    let size = is_ext.then(|| ExtSize::of(&file)).transpose().map_err(failed)?;
+    let is_unfinished = size.is_some_and(|size| size.is_shorter_than(metadata.len()));
     if size_bytes < metadata.len() || (size_bytes == metadata.len() && !is_unfinished) {
         return Err(GrowError::NotLarger { path: image.to_owned(), bytes: metadata.len() });
     }
@@ -170,7 +171,7 @@ pub fn grow(
         return Ok(Grown::ImageOnly(found));
     };
     // Before the image grows, so that a damaged file system stays as it is.
-    tools.check(is_unfinished, interruption)?;
+    tools.check(is_unfinished && size.is_some_and(|size| size.has_errors), interruption)?;
     let scratch = Scratch::of(&place, image)?;
     let rehearsed = tools.rehearse(&scratch, size_bytes, interruption)?;
     if rehearsed.size.blocks <= ExtSize::of(&file).map_err(failed)?.blocks {
@@ -250,6 +251,8 @@ fn reserve(file: &File, ranges: &[Range<u64>]) -> io::Result<()> {
 struct ExtSize {
     blocks: u64,
     block_bytes: u64,
+    /// Whether the file system is marked as one with errors. resize2fs does this while it runs.
+    has_errors: bool,
 }
 
 impl ExtSize {
@@ -262,7 +265,8 @@ impl ExtSize {
         };
         let has_64_bits = word(0x60) & 0x80 != 0;
         let blocks = word(0x04) | if has_64_bits { word(0x150) << 32 } else { 0 };
-        Ok(Self { blocks, block_bytes: 1024_u64 << word(0x18).min(6) })
+        let has_errors = superblock[0x3a] & 2 != 0;
+        Ok(Self { blocks, block_bytes: 1024_u64 << word(0x18).min(6), has_errors })
     }
 
     /// Whether it is at least a block shorter than its image.
@@ -332,16 +336,16 @@ impl<'a> ExtTools<'a> {
         Ok(Self { image, file, locks, programs, owner })
     }
 
-    /// Checks the file system, and repairs what can be repaired without a decision. resize2fs that is interrupted leaves an
+    /// Checks the file system, and repairs what can be repaired without a decision. resize2fs that was interrupted leaves an
     /// invalid resize inode, which e2fsck repairs only if all its questions are answered.
-    fn check(&self, is_unfinished: bool, interruption: &Interruption) -> Result<(), GrowError> {
+    fn check(&self, was_interrupted: bool, interruption: &Interruption) -> Result<(), GrowError> {
         let check = |answer| {
             let mut check = self.command("e2fsck", &[]);
             self.run(check.args(["-f", answer]).arg(descriptor_path(self.file)), 1, interruption)
         };
         match check("-p") {
             Err(GrowError::Program { status, .. })
-                if is_unfinished && status.code().is_some_and(|code| code & ERRORS_LEFT != 0) =>
+                if was_interrupted && status.code().is_some_and(|code| code & ERRORS_LEFT != 0) =>
             {
                 check("-y")
             }

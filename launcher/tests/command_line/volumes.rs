@@ -145,7 +145,11 @@ fn a_volume_was_not_locked_while_resize2fs_outlived_a_killed_microvm() {
 #[test]
 fn a_volume_whose_growth_was_cut_by_a_power_failure_could_not_grow_any_more() {
     let Some(growing) = Growing::new() else { return };
-    let damage = || drop(debugfs(&growing.image(), &["-w", "-R", "clri <7>"]));
+    let damage = || {
+        for request in ["clri <7>", "ssv state 3"] {
+            debugfs(&growing.image(), &["-w", "-R", request]);
+        }
+    };
     damage();
     growing.set_length(48 * MIB);
     for size in ["48M", "64M"] {
@@ -158,9 +162,17 @@ fn a_volume_whose_growth_was_cut_by_a_power_failure_could_not_grow_any_more() {
     // One that is damaged for another reason is left to the user.
     assert_eq!(growing.grow("72M").status.code(), Some(0));
     damage();
-    let refused = growing.grow("96M");
-    assert!(stderr(&refused).contains("RUN fsck MANUALLY"), "{}", stderr(&refused));
+    let require_refused = || {
+        let refused = growing.grow("96M");
+        assert!(stderr(&refused).contains("RUN fsck MANUALLY"), "{}", stderr(&refused));
+    };
+    require_refused();
     assert_eq!(growing.length(), 72 * MIB);
+    // So is one that the user has made longer.
+    growing.set_length(80 * MIB);
+    debugfs(&growing.image(), &["-w", "-R", "ssv state 1"]);
+    require_refused();
+    assert_eq!(growing.length(), 80 * MIB);
 }
 
 #[test]

@@ -447,6 +447,7 @@ fn closure_only(protocol: &str, options: &str, virtiofsd: &Value) {
     }
     let other = machine.output(&["share-path", "part", "/etc/passwd"]);
     assert!(String::from_utf8_lossy(&other.stderr).contains("`/etc/passwd` is not a store path"));
+    assert_eq!(other.status.code(), Some(2));
     let added = machine.output(&["share-path", "part", hidden]);
     assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
     assert_output(&running.end_well(), "end=poweroff");
