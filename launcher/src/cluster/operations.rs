@@ -272,14 +272,15 @@ fn set_standby(node: &str, change: &str) -> Result<(), OperationError> {
 /// # Errors
 /// Refuses unknown machines.
 pub fn manage(name: &str) -> Result<(), OperationError> {
-    machine(&changeable()?, name)?;
+    let is_managed = machine(&changeable()?, name)?.is_managed;
     let resource = format!("--resource={name}");
-    run("crm_resource", &[&resource, "--meta", "--delete-parameter=is-managed"], None)?;
     // Pacemaker reports a monitor only when its result changes. So it does not notice that a machine has ended while it
-    // was not managed, until it asks all hosts.
-    if !is_offline() {
+    // was not managed, until it asks all hosts. It must not start the machine at the same time: the controller of that host,
+    // which has just forgotten the machine, would fail.
+    if !is_managed && !is_offline() {
         run("crm_resource", &["--refresh", &resource], None)?;
     }
+    run("crm_resource", &[&resource, "--meta", "--delete-parameter=is-managed"], None)?;
     Ok(())
 }
 
