@@ -50,6 +50,19 @@ impl Host {
     }
 }
 
+#[test]
+fn a_directory_without_huge_pages_in_extra_arguments_was_found_by_kvmtool_only() {
+    let host = Host::new();
+    let directory = host.path("pages");
+    fs::create_dir(&directory).unwrap();
+    let directory = directory.to_str().unwrap();
+    for arguments in [json!(["--hugetlbfs", directory]), json!([format!("--hugetlbfs={directory}")])] {
+        let kvmtool = json!({"program": "/bin/true", "extraArgs": arguments});
+        let printed = host.check(json!({"hypervisor": "kvmtool", "kvmtool": kvmtool}));
+        assert!(printed.contains(&format!("no hugetlbfs is mounted at {directory}")), "{printed}");
+    }
+}
+
 fn run(program: &str, arguments: &[&str], last: &Path) -> bool {
     let done = Command::new(program).args(arguments).arg(last).output();
     let Ok(output) = done else {

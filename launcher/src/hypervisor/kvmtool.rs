@@ -1,7 +1,7 @@
 //! kvmtool, a small hypervisor without ACPI, disk serial numbers, or a way to request a shutdown. Written against
 //! b48735e (2024-07).
 
-use super::conditions::{Condition, GivenArguments, check_conditions};
+use super::conditions::{Condition, GivenArguments, check_conditions, values};
 use super::description::{CredentialTransport, Description, HypervisorProgram, VsockTransport};
 use super::launch_builder::{Command, LaunchBuilder, UniqueOption};
 use crate::capability::{Feature, Support};
@@ -224,6 +224,10 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     check_conditions(&mut builder, &given, &CONDITIONS);
     if given.has_extra("--vsock") {
         builder.need_device("kvmtool.extraArgs", "/dev/vhost-vsock", "modprobe vhost_vsock");
+    }
+    if let Some(directory) = values(given.extra, "--hugetlbfs").next().map(HostPath::from) {
+        builder.need_file("kvmtool.extraArgs", &directory, Access::WriteDirectory);
+        builder.needs.hugetlbfs = Some(directory);
     }
     builder.add_extra_arguments(
         "kvmtool.extraArgs",
