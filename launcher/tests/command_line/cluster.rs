@@ -398,10 +398,13 @@ fn a_cluster_that_does_not_run_or_may_not_be_changed_is_reported() {
 
     fs::remove_file(cluster.path("calls")).expect("a file");
     let with_quorum = WITHOUT_QUORUM.replace("with_quorum=\"false\"", "with_quorum=\"true\"");
-    with_status(&format!("cat <<'END'\n{with_quorum}\nEND"));
+    let unmanaged = with_quorum.replace("managed=\"true\"", "managed=\"false\"");
+    with_status(&format!("cat <<'END'\n{unmanaged}\nEND"));
     assert_eq!(cluster.run_with(&tools, &["manage", "web"]).status.code(), Some(0));
     let calls = fs::read_to_string(cluster.path("calls")).expect("calls");
-    assert!(calls.ends_with("crm_resource --refresh --resource=web\n"), "managing ends with a refresh: {calls}");
+    let refreshed_first =
+        "crm_resource --refresh --resource=web\ncrm_resource --resource=web --meta --delete-parameter=is-managed\n";
+    assert_eq!(calls, refreshed_first, "the cluster must not start the machine while it asks all hosts");
 
     if find_tool("crm_mon").is_some() {
         assert_refused(&cluster.run(&["status"]), 1, "the cluster is not running on this host");
