@@ -79,6 +79,9 @@ impl Drop for OwnSocket {
     }
 }
 
+/// The path of a socket, with its final NUL, has at most 108 bytes: `sun_path` in unix(7).
+const MAX_PATH_BYTES: usize = 107;
+
 /// What prevents a process from creating its socket at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
@@ -92,8 +95,13 @@ pub enum Obstacle {
 /// process removes it at the same time. Returns what cannot be removed.
 ///
 /// # Errors
-/// The file cannot be inspected or removed, or this user must not connect to the socket.
+/// The file cannot be inspected or removed, this user must not connect to the socket, or its path is too long.
 pub fn clear_stale(path: &Path, kind: SocketType) -> io::Result<Option<Obstacle>> {
+    let length = path.as_os_str().len();
+    if length > MAX_PATH_BYTES {
+        let reason = format!("the path has {length} bytes, but that of a socket has at most {MAX_PATH_BYTES}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
     let cleared = || {
         if !fs::symlink_metadata(path)?.file_type().is_socket() {
             return Ok(Some(Obstacle::NotASocket));
@@ -168,6 +176,8 @@ mod tests {
         assert!(!path.exists());
         fs::write(&path, "precious").unwrap();
         assert_eq!(clear_stale(&path, SocketType::STREAM).unwrap(), Some(Obstacle::NotASocket));
+        let error = clear_stale(Path::new(&"x".repeat(108)), SocketType::STREAM).unwrap_err();
+        assert_eq!(error.to_string(), "the path has 108 bytes, but that of a socket has at most 107");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
 

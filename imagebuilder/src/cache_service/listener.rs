@@ -61,11 +61,11 @@ pub fn from_service_manager() -> Result<Option<OwnedFd>, ListenError> {
 /// Another file or a used socket exists at the path, or the socket cannot be created.
 pub fn make(path: &Path) -> Result<(OwnedFd, OwnSocket), ListenError> {
     let fail = |source| ListenError::Bind { path: path.to_owned(), source };
-    let address = SocketAddrUnix::new(path).map_err(|error| fail(error.into()))?;
     // bind(2) reports a file of another type.
     if clear_stale(path, SocketType::SEQPACKET).map_err(fail)? == Some(Obstacle::InUse) {
         return Err(ListenError::InUse { path: path.to_owned() });
     }
+    let address = SocketAddrUnix::new(path).map_err(|error| fail(error.into()))?;
     let made = || -> io::Result<(OwnedFd, OwnSocket)> {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         bind(&socket, &address)?;
