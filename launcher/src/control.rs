@@ -12,7 +12,7 @@ mod suspend;
 pub use condition::{Condition, condition_of};
 pub use http::HttpAnswer;
 pub use migration::{MigrationStatus, migrates_by_file};
-pub use suspend::{SavedMachine, saves_to_file};
+pub use suspend::{MemoryLoading, SavedMachine, saves_to_file};
 
 use crate::launch::{ControlProtocol, ControlSocket, ForcedStop, GracefulStep, HttpRequest};
 use crate::path::HostPath;

@@ -7,6 +7,7 @@
 
 mod clone;
 mod files;
+mod on_demand;
 mod same_mac;
 
 pub use clone::{ClonedState, copy_to_clone, is_inside as is_inside_state_directory};
@@ -461,8 +462,9 @@ impl Resumption {
         } else {
             SavedMachine::Directory(self.directory())
         };
+        let memory = on_demand::memory_loading(launch, hypervisor);
         loop {
-            match controller.load(&saved, renamed) {
+            match controller.load(&saved, memory, renamed) {
                 Err(ControlError::NotListening { .. }) if hypervisor.is_alive() => {
                     std::thread::sleep(CONNECT_INTERVAL);
                 }

@@ -17,15 +17,20 @@ use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-/// How often qemu is asked whether it has finished.
+/// How often a hypervisor is asked whether it has finished.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// qemu's limit of 128 MiB/s protects a network; a file needs none.
 const MAX_BYTES_PER_SECOND: u64 = 1 << 40;
 /// The name of the file in qemu's monitor, and the number of its set of descriptors.
 const FILE_NAME: &str = "saved-machine";
 const FILE_SET: u32 = 7;
+/// How long cloud-hypervisor may take to load the memory of a machine that was resumed.
+const LOADING_TIMEOUT: Duration = Duration::from_secs(120);
+/// What cloud-hypervisor answers until then: `VmRestoring` in vmm/src/vm.rs.
+const LOADING: &str = "on-demand memory restore is still in progress";
 /// The file in which cloud-hypervisor saves the configuration of a machine.
 const SAVED_CONFIGURATION: &str = "config.json";
 /// Only the machine's user may read what is in a machine's memory.
@@ -40,6 +45,15 @@ pub enum SavedMachine {
     File(File),
     /// A directory, by its absolute path.
     Directory(HostPath),
+}
+
+/// When cloud-hypervisor loads the memory of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryLoading {
+    /// All of it before the guest continues.
+    BeforeTheGuestContinues,
+    /// Each page when the guest uses it, with userfaultfd(2). Versions before 52 ignore this.
+    OnDemand,
 }
 
 /// Whether hypervisors with this protocol save a machine in one open file.
@@ -86,8 +100,7 @@ impl Controller {
         match (self.protocol, saved) {
             (ControlProtocol::Qmp, SavedMachine::File(file)) => self.migrate_to(file),
             (ControlProtocol::CloudHypervisorHttp, SavedMachine::Directory(directory)) => {
-                let body = json!({"destination_url": format!("file://{directory}")});
-                self.put("/api/v1/vm.snapshot", Some(body))
+                self.save_when_loaded(&json!({"destination_url": format!("file://{directory}")}))
             }
             (ControlProtocol::FirecrackerHttp, SavedMachine::Directory(directory)) => {
                 let body = json!({
@@ -112,14 +125,23 @@ impl Controller {
     ///
     /// # Errors
     /// Returns [`ControlError`]. The hypervisor must be ended then.
-    pub fn load(&self, saved: &SavedMachine, renamed: Option<&Value>) -> Result<(), ControlError> {
+    pub fn load(
+        &self,
+        saved: &SavedMachine,
+        memory: MemoryLoading,
+        renamed: Option<&Value>,
+    ) -> Result<(), ControlError> {
         match (self.protocol, saved) {
             (ControlProtocol::Qmp, SavedMachine::File(file)) => self.migrate_from(file),
             (ControlProtocol::CloudHypervisorHttp, SavedMachine::Directory(directory)) => {
                 if let Some(configuration) = renamed {
                     rename_saved(directory, configuration)?;
                 }
-                self.put("/api/v1/vm.restore", Some(json!({"source_url": format!("file://{directory}")})))?;
+                let mut body = json!({"source_url": format!("file://{directory}")});
+                if memory == MemoryLoading::OnDemand {
+                    body["memory_restore_mode"] = json!("OnDemand");
+                }
+                self.put("/api/v1/vm.restore", Some(body))?;
                 self.unpause()
             }
             (ControlProtocol::FirecrackerHttp, SavedMachine::Directory(directory)) => {
@@ -140,6 +162,20 @@ impl Controller {
                 self.crosvm(&json!("ResumeVcpus")).map(drop)
             }
             _ => Err(unsupported()),
+        }
+    }
+
+    /// Saves a machine of cloud-hypervisor. One that was resumed must have its whole memory first, which cloud-hypervisor loads
+    /// while the guest runs.
+    fn save_when_loaded(&self, body: &Value) -> Result<(), ControlError> {
+        let end = Instant::now() + LOADING_TIMEOUT;
+        loop {
+            match self.put("/api/v1/vm.snapshot", Some(body.clone())) {
+                Err(ControlError::Refused { answer, .. }) if answer.contains(LOADING) && Instant::now() < end => {
+                    thread::sleep(POLL_INTERVAL);
+                }
+                saved => return saved,
+            }
         }
     }
 
@@ -195,7 +231,7 @@ fn wait_for_migration(session: &mut Session<'_>, request: &str) -> Result<(), Co
                 return Err(ControlError::Refused { request: request.to_owned(), answer });
             }
             // The connection's deadline ends the loop.
-            _ => std::thread::sleep(POLL_INTERVAL),
+            _ => thread::sleep(POLL_INTERVAL),
         }
     }
 }
