@@ -228,6 +228,10 @@ fn grow_failure(error: GrowError) -> Failure {
         }
         GrowError::Interrupted(interrupted) => failed(interrupted),
         GrowError::File { .. } => Failure::bad_input(&error),
+        GrowError::Damaged { ref path, .. } => {
+            let hint = format!("copy the image, then repair it as its owner: e2fsck -f {}", path.display());
+            failed(error).with_hint(hint)
+        }
         error => failed(error),
     }
 }

@@ -76,6 +76,14 @@ pub enum GrowError {
         /// The remedy, if the disk is almost full.
         hint: String,
     },
+    /// Its file system has errors that only a person can decide about.
+    #[error("{path} has errors that e2fsck does not repair without a decision, and keeps its size: {output}")]
+    Damaged {
+        /// The image.
+        path: PathBuf,
+        /// What e2fsck printed.
+        output: String,
+    },
     /// A copy of its file system could not grow, or there is no space for it.
     #[error("{path} cannot grow, and keeps its size: {reason}{hint}")]
     KeepsSize {
@@ -160,10 +168,10 @@ pub fn grow(
     }
     let found = file_system(&file).map_err(failed)?.map(|found| found.fs_type);
     let is_ext = found.is_some_and(|fs_type| fs_type.starts_with("ext"));
-    // An image that was grown, and its file system not: the power was cut meanwhile.
+    // The power may have been cut before the file system grew.
     let size = is_ext.then(|| ExtSize::of(&file)).transpose().map_err(failed)?;
-    let is_unfinished = size.is_some_and(|size| size.is_shorter_than(metadata.len()));
-    if size_bytes < metadata.len() || (size_bytes == metadata.len() && !is_unfinished) {
+    let is_shorter = size.is_some_and(|size| size.is_shorter_than(metadata.len()));
+    if size_bytes < metadata.len() || (size_bytes == metadata.len() && !is_shorter) {
         return Err(GrowError::NotLarger { path: image.to_owned(), bytes: metadata.len() });
     }
     let Some(tools) = is_ext.then(|| ExtTools::find(image, &file, locks)).transpose()? else {
@@ -171,7 +179,7 @@ pub fn grow(
         return Ok(Grown::ImageOnly(found));
     };
     // Before the image grows, so that a damaged file system stays as it is.
-    tools.check(is_unfinished && size.is_some_and(|size| size.has_errors), interruption)?;
+    tools.check(interruption)?;
     let scratch = Scratch::of(&place, image)?;
     let rehearsed = tools.rehearse(&scratch, size_bytes, interruption)?;
     if rehearsed.size.blocks <= ExtSize::of(&file).map_err(failed)?.blocks {
@@ -251,8 +259,6 @@ fn reserve(file: &File, ranges: &[Range<u64>]) -> io::Result<()> {
 struct ExtSize {
     blocks: u64,
     block_bytes: u64,
-    /// Whether the file system is marked as one with errors. resize2fs does this while it runs.
-    has_errors: bool,
 }
 
 impl ExtSize {
@@ -265,8 +271,7 @@ impl ExtSize {
         };
         let has_64_bits = word(0x60) & 0x80 != 0;
         let blocks = word(0x04) | if has_64_bits { word(0x150) << 32 } else { 0 };
-        let has_errors = superblock[0x3a] & 2 != 0;
-        Ok(Self { blocks, block_bytes: 1024_u64 << word(0x18).min(6), has_errors })
+        Ok(Self { blocks, block_bytes: 1024_u64 << word(0x18).min(6) })
     }
 
     /// Whether it is at least a block shorter than its image.
@@ -336,18 +341,15 @@ impl<'a> ExtTools<'a> {
         Ok(Self { image, file, locks, programs, owner })
     }
 
-    /// Checks the file system, and repairs what can be repaired without a decision. resize2fs that was interrupted leaves an
-    /// invalid resize inode, which e2fsck repairs only if all its questions are answered.
-    fn check(&self, was_interrupted: bool, interruption: &Interruption) -> Result<(), GrowError> {
-        let check = |answer| {
-            let mut check = self.command("e2fsck", &[]);
-            self.run(check.args(["-f", answer]).arg(descriptor_path(self.file)), 1, interruption)
-        };
-        match check("-p") {
-            Err(GrowError::Program { status, .. })
-                if was_interrupted && status.code().is_some_and(|code| code & ERRORS_LEFT != 0) =>
+    /// Checks the file system, and repairs what can be repaired without a decision. Other repairs can delete files, and
+    /// nothing in the image proves that its errors are those of an interrupted resize2fs.
+    fn check(&self, interruption: &Interruption) -> Result<(), GrowError> {
+        let mut check = self.command("e2fsck", &[]);
+        match self.run(check.args(["-f", "-p"]).arg(descriptor_path(self.file)), 1, interruption) {
+            Err(GrowError::Program { path, status, output, .. })
+                if status.code().is_some_and(|code| code & ERRORS_LEFT != 0) =>
             {
-                check("-y")
+                Err(GrowError::Damaged { path, output })
             }
             checked => checked,
         }
