@@ -93,6 +93,8 @@ node_up() { # NUMBER: powers a node on
   local number=$1 outer child
   ! is_up "$number" || return 0
   ip netns del "rig-$$-n$number" 2>/dev/null || true
+  # The kernel removes the interfaces of a namespace some time after the namespace.
+  ip -n "$switch" link del "to-n$number" 2>/dev/null || true
   ip netns add "rig-$$-n$number"
   ip link add "to-n$number" netns "$switch" type veth peer name eth0 netns "rig-$$-n$number"
   ip -n "$switch" link set "to-n$number" master br0 up
