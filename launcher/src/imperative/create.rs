@@ -1,7 +1,7 @@
 //! `microvm create`: creates a machine from a flake.
 
 use super::layout::{DIRECTORY_MODE, Layout, Machine, remove_link, rename};
-use super::lock::MachineLock;
+use super::lock::{MachineLock, NamesLock};
 use super::{BuildOutput, FlakeReference, ImperativeError, MachineName, nix};
 use program::place::{Directory, Place};
 use std::fs;
@@ -72,8 +72,11 @@ fn created(machine: &Machine, source: ImperativeError) -> ImperativeError {
 pub(super) fn discard(layout: &Layout, making: &Machine, machine: &Machine) {
     let is_missing = |directory: &Path| fs::symlink_metadata(directory).is_err();
     // The first error matters more than those of the cleanup.
+    // As in a deletion: another machine that is being created may get a root of the same name. Without the lock, the roots
+    // stay, and the next command that creates or deletes the machine replaces or removes them.
+    let names = NamesLock::take(layout);
     if is_missing(&machine.directory) {
-        let _ = layout.remove_gc_roots(machine);
+        let _ = names.and_then(|_names| layout.remove_gc_roots(machine));
     } else if !is_missing(&making.directory) {
         // Another process has created the machine, which needs the roots.
         let _ = remove_link(&layout.temporary_gc_root(machine));
