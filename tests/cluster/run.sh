@@ -74,8 +74,8 @@ power_cut() { fail_over "power cut" node_cut; }
 network_cut() { fail_over "network cut" cut_network; }
 frozen_node() { fail_over "frozen node" freeze; } # fencing has killed all its processes, so there is nothing left to thaw
 
-# On busy hosts, Pacemaker carries out one action at a time. A device that it restarted again and again left no time for any
-# other.
+# On busy hosts, Pacemaker carries out one action at a time. A device that it kept restarting left no time for other
+# actions.
 dead_fence_device() {
   local old boot number began
   settle

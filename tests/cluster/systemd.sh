@@ -190,10 +190,10 @@ foreign_volume() {
   # Pacemaker keeps only the beginning of a reason.
   wait_for 180 "the refused start" is_refused "web has not started: volume /shared/var.img cannot be locked: /shared/var.img.lock: Permission denied"
   wait_for 60 "the remedy in a journal" is_in_journal "the machine runs as user ${owner%:*}, so run as root: chown $owner /shared/var.img /shared/var.img.lock"
+  # As docs/cluster.md says.
+  via microvm cluster unmanage web
   chown "$owner" "$RIG"/shared/var.img{,.lock}
-  # The controller of Pacemaker 2.1.5 fails if it starts a machine that the other command makes it forget.
-  via crm_resource --wait --timeout=180s
-  via crm_resource --resource web --cleanup >/dev/null
+  via microvm cluster manage web
   settle
   say "foreign volume: the start was refused with the reason"
 }

@@ -1,7 +1,7 @@
 //! The configuration of Pacemaker for a cluster: properties, hosts, fence devices, machines and constraints.
 //!
 //! Everything here has an identifier that contains `__`, except the machines' resources, which have the machines' names.
-//! Names cannot contain `__`, so identifiers never collide, and [`super::merge`] recognises them.
+//! Names neither contain `__` nor end with `_`, so identifiers never collide, and [`super::merge`] recognises them.
 
 use super::checked::{CheckedCluster, CheckedDevice, CheckedMachine, CheckedNode};
 use super::spec::FenceAction;
@@ -123,7 +123,7 @@ fn device(device: &CheckedDevice) -> Element {
     let timeout = format!("{}s", device.timeout_seconds);
     // A device that does not answer still counts as started, and is used when a host must be fenced. Otherwise Pacemaker
     // restarts it all the time, and a cluster whose hosts are busy carries out one action at a time: the fencing of a host and
-    // the start of its machines would wait for ever.
+    // the start of its machines would never happen.
     let operations = [("start", "0s"), ("monitor", DEVICE_INTERVAL)].map(|(name, interval)| {
         let mut operation = operation(&id, name, interval, &timeout);
         operation.set("on-fail", "ignore");

@@ -79,22 +79,32 @@ fn merge_nodes(nodes: &mut Element, ours: Vec<Element>) {
     }
 }
 
-/// Keeps the meta attributes that the user has set on a machine, such as `is-managed`.
+/// Keeps the meta attributes that the user has set on a machine or device, such as `is-managed`.
 fn with_kept_meta(resources: Vec<Element>, removed: &[Element]) -> Vec<Element> {
     let with_meta = |mut resource: Element| {
         let old = removed.iter().find(|old| old.attribute("id") == resource.attribute("id"));
-        let names: Vec<String> = resource
+        let own: Vec<String> = resource
             .all("meta_attributes")
             .flat_map(|set| set.children.iter())
             .filter_map(|pair| pair.attribute("name").map(str::to_owned))
             .collect();
-        let kept = old.into_iter().flat_map(|old| old.all("meta_attributes")).flat_map(|set| set.children.iter());
-        let kept: Vec<Element> = kept
-            .filter(|pair| pair.attribute("name").is_some_and(|name| !names.iter().any(|known| known == name)))
-            .cloned()
-            .collect();
-        if !kept.is_empty() {
-            resource.child_mut("meta_attributes").children.extend(kept);
+        // The identifiers that Pacemaker's tools derive from ours have no `__` before the name.
+        let is_users = |pair: &Element| {
+            let (id, name) = (pair.attribute("id").unwrap_or_default(), pair.attribute("name").unwrap_or_default());
+            let is_ours = id.starts_with(PREFIX) && id.ends_with(&format!("__{name}"));
+            !is_ours && !own.iter().any(|known| known == name)
+        };
+        for set in old.into_iter().flat_map(|old| old.all("meta_attributes")) {
+            let kept: Vec<Element> = set.children.iter().filter(|pair| is_users(pair)).cloned().collect();
+            match resource.children.iter_mut().find(|child| child.name == "meta_attributes") {
+                _ if kept.is_empty() => {}
+                Some(own) => own.children.extend(kept),
+                // Pacemaker refuses a set without an identifier.
+                None => {
+                    let id = set.attribute("id").unwrap_or_default();
+                    resource.children.push(Element::new("meta_attributes", [("id", id)]).with(kept));
+                }
+            }
         }
         resource
     };

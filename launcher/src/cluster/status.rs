@@ -218,7 +218,12 @@ impl DeviceStatus {
             let operations = resources
                 .filter(|item| item.attribute("id") == Some(id))
                 .flat_map(|item| item.all("operation_history"));
-            operations.last().and_then(|operation| operation.attribute("rc")) == Some("0")
+            // A probe asks Pacemaker whether it has started the device, and not the device.
+            let is_probe = |operation: &Element| {
+                operation.attribute("task") == Some("monitor") && operation.attribute("interval").is_none()
+            };
+            operations.filter(|operation| !is_probe(operation)).last().and_then(|operation| operation.attribute("rc"))
+                == Some("0")
         };
         let mut hosts = resource.all("node").filter_map(|node| node.attribute("name"));
         Some(Self {

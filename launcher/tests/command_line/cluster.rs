@@ -321,6 +321,36 @@ fn applying_another_configuration_replaces_machines_and_the_same_one_changes_not
     );
 }
 
+/// The devices that an earlier release configured had a meta attribute, and those of this release have none.
+#[test]
+fn applying_to_a_cluster_of_an_earlier_release_was_refused_by_pacemaker() {
+    if find_tool("crm_mon").is_none() || find_tool("crm_simulate").is_none() {
+        return;
+    }
+    let cluster = Cluster::new(&[4096; 3], &[plain("web")]);
+    cluster.start(&[]);
+    let cib = fs::read_to_string(cluster.path("cib.xml")).expect("a file");
+    let device = cib.find("<primitive id=\"microvm__fence__pdu\"").expect("the device");
+    let (before, after) = cib.split_at(device + cib[device..].find("<operations>").expect("its operations"));
+    let id = "microvm__fence__pdu__meta";
+    let old = format!(
+        "<meta_attributes id=\"{id}\"><nvpair id=\"{id}__failure-timeout\" name=\"failure-timeout\" value=\"120s\"/></meta_attributes>"
+    );
+    fs::write(cluster.path("cib.xml"), format!("{before}{old}{after}")).expect("a file");
+    let priority = ["--resource=microvm__fence__pdu", "--meta", "--set-parameter=priority", "--parameter-value=7"];
+    let set = Command::new("crm_resource").args(priority).env("CIB_file", cluster.path("cib.xml")).output();
+    assert!(set.as_ref().is_ok_and(|output| output.status.success()), "{set:?}");
+
+    // The hash in the configuration is that of the earlier release.
+    let hosts = fs::read_to_string(cluster.path("cluster.json")).expect("a file").replace("4096", "4097");
+    fs::write(cluster.path("cluster.json"), hosts).expect("a file");
+    let output = cluster.run(&["apply", "cluster.json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let cib = fs::read_to_string(cluster.path("cib.xml")).expect("a file");
+    assert!(!cib.contains("name=\"failure-timeout\" value=\"120s\""), "{cib}");
+    assert!(cib.contains("name=\"priority\" value=\"7\""), "what the user has set is kept: {cib}");
+}
+
 /// The status of a cluster of which this part has no majority, as crm_mon prints it.
 const WITHOUT_QUORUM: &str = r#"<pacemaker-result><summary><current_dc present="true" name="host1" with_quorum="false"/></summary>
 <nodes><node name="host1" online="true" standby="false" maintenance="false" unclean="false"/>

@@ -85,7 +85,20 @@ fn applying_a_configuration_keeps_what_others_have_configured() {
           </primitive>
           <primitive id="web" class="ocf" provider="microvm" type="MicroVM">
             <instance_attributes id="microvm__machine__web__parameters"/>
-            <meta_attributes id="m"><nvpair id="w" name="is-managed" value="false"/></meta_attributes>
+            <meta_attributes id="microvm__machine__web__meta">
+              <nvpair id="microvm__machine__web__meta-is-managed" name="is-managed" value="false"/>
+            </meta_attributes>
+          </primitive>
+          <primitive id="microvm__fence__ipmi1" class="stonith" type="fence_ipmilan">
+            <meta_attributes id="of-ipmi1">
+              <nvpair id="microvm__fence__ipmi1__meta__failure-timeout" name="failure-timeout" value="120s"/>
+              <nvpair id="p" name="priority" value="7"/>
+            </meta_attributes>
+          </primitive>
+          <primitive id="microvm__fence__pdu" class="stonith" type="fence_apc_snmp">
+            <meta_attributes id="microvm__fence__pdu__meta">
+              <nvpair id="microvm__fence__pdu__meta__failure-timeout" name="failure-timeout" value="120s"/>
+            </meta_attributes>
           </primitive>
         </resources>
         <constraints>
@@ -98,10 +111,29 @@ fn applying_a_configuration_keeps_what_others_have_configured() {
     let generated = configuration(&checked(&rack()).expect("a cluster")).expect("XML");
     let result = merged(Element::parse(running).expect("XML"), &generated);
     let text = result.to_text().expect("XML");
-    for kept in ["cluster-delay", "standby", "storage-first", "Filesystem", "alerts", "is-managed", "\"by-hand\""] {
+    for kept in [
+        "cluster-delay",
+        "standby",
+        "storage-first",
+        "Filesystem",
+        "alerts",
+        "is-managed",
+        "\"by-hand\"",
+        "id=\"of-ipmi1\"",
+        "priority",
+    ] {
         assert!(text.contains(kept), "{kept} is kept: {text}");
     }
-    for removed in ["\"gone\"", "microvm__apart__a__b", "value=\"1\" /", "id=\"a\"", "id=\"v\""] {
+    // The devices of an earlier release had a setting that is gone.
+    for removed in [
+        "failure-timeout\" value=\"120s",
+        "pdu__meta",
+        "\"gone\"",
+        "microvm__apart__a__b",
+        "value=\"1\" /",
+        "id=\"a\"",
+        "id=\"v\"",
+    ] {
         assert!(!text.contains(removed), "{removed} is removed: {text}");
     }
     assert_eq!(merged(result.clone(), &generated), result, "applying it again changes nothing");
