@@ -190,9 +190,8 @@ impl MachineVolume {
     /// Refuses a backup with the name of a file that microvm keeps for this machine or another one of this host.
     fn require_free_name(&self, backup: &Path) -> Result<(), Failure> {
         let backup = absolute(backup).map_err(failed)?;
-        let other = backup.parent().and_then(|directory| Layout::of_environment().machine_in(directory));
-        let others: Vec<_> = other.iter().map(|machine| machine.directory.as_path()).collect();
-        require_free_name(&self.launch, &others, &backup).map_err(|error| Failure::usage(error.to_string()))
+        let layout = Layout::of_environment();
+        require_free_name(&self.launch, layout.machines(), &backup).map_err(|error| Failure::usage(error.to_string()))
     }
 
     fn report_grown(&self, grown: Grown) {

@@ -1,15 +1,20 @@
 //! Volumes that are other files of their machine, however their paths are spelt. The check of the spec finds those that are
 //! spelt alike; only the host knows the others.
 
+use super::lock::LOCK_ENDING;
 use super::same_file::{File, file_at};
 use super::{CopyError, VolumeError};
 use crate::launch::{Access, Launch, VolumeNeed, seal_of, suspended_directory};
 use crate::path::HostPath;
 use crate::validate::OWN_FILES;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// Options of the spec whose files a guest must not change, because the next start reads them.
 const BOOT_FILES: [&str; 3] = ["kernel", "initrd", "storeDisk.plan"];
+
+/// Why a file of the state directory is reserved.
+const KEPT: &str = "has the name of a file that microvm keeps in a state directory";
 
 /// Refuses a machine with such a volume.
 ///
@@ -27,24 +32,39 @@ pub fn own_files_in_use(launch: &Launch) -> Vec<(usize, VolumeError)> {
     volumes.filter_map(|(index, volume)| Some((index, find(launch, volume, &own)?))).collect()
 }
 
-/// Refuses a new file that has the name of one that microvm keeps for this machine, or for a machine with one of these
-/// state directories. It may be missing now, and would be in the way later.
+/// Refuses a new file that has the name of one that microvm keeps, in the directory of all machines, for this machine or
+/// for another one of this host. It may be missing now, and would be in the way later.
 ///
 /// # Errors
 /// Returns [`CopyError::Reserved`].
-pub fn require_free_name(launch: &Launch, others: &[&Path], new: &Path) -> Result<(), CopyError> {
-    let reserved = |reason: String| CopyError::Reserved { path: new.to_owned(), reason };
-    let file = file_at(new);
-    let own = kept_files(launch).map(|own| own.below(&launch.working_directory).as_path().to_owned());
-    let of_others = others.iter().flat_map(|directory| OWN_FILES.map(|name| directory.join(name)));
-    if own.chain(of_others).any(|own| file_at(&own) == file) {
-        return Err(reserved("has the name of a file that microvm keeps in a state directory".to_owned()));
+pub fn require_free_name(launch: &Launch, machines: &Path, new: &Path) -> Result<(), CopyError> {
+    let reserved = |reason: String| Err(CopyError::Reserved { path: new.to_owned(), reason });
+    if new.as_os_str().as_bytes().ends_with(LOCK_ENDING.as_bytes()) {
+        return reserved(format!("ends with {LOCK_ENDING}, as the lock files of volumes and machines do"));
     }
-    let suspended = suspended_directory(&launch.name);
-    let deleted = suspended.below(&launch.working_directory);
-    // The directory itself would be in the way when the machine is suspended.
-    if is_in(new, deleted.as_path()) {
-        return Err(reserved(format!("is in {suspended}, which is deleted when the machine resumes")));
+    let all = file_at(machines);
+    let is_in_all = |path: &Path| path.parent().is_some_and(|directory| file_at(directory) == all);
+    if is_in_all(new) {
+        return reserved(format!("is in {}, which has only machines and their locks", machines.display()));
+    }
+    let file = file_at(new);
+    if kept_files(launch).any(|own| file_at(own.below(&launch.working_directory).as_path()) == file) {
+        return reserved(KEPT.to_owned());
+    }
+    // As it is spelt, because a state directory can be a link, and as the kernel resolves it.
+    let resolved = new.parent().and_then(|directory| directory.canonicalize().ok());
+    let resolved = resolved.iter().flat_map(|directory| directory.ancestors());
+    let state_directories = new.ancestors().chain(resolved).filter(|ancestor| is_in_all(ancestor));
+    let others = state_directories.filter_map(|directory| Some((directory, directory.file_name()?.to_str()?)));
+    for (directory, name) in others.chain([(launch.working_directory.as_path(), launch.name.as_str())]) {
+        if OWN_FILES.iter().any(|own| file_at(&directory.join(own)) == file) {
+            return reserved(KEPT.to_owned());
+        }
+        let suspended = suspended_directory(name);
+        // The directory itself would be in the way when the machine is suspended.
+        if is_in(new, &directory.join(suspended.as_path())) {
+            return reserved(format!("is in {suspended}, which is deleted when the machine resumes"));
+        }
     }
     Ok(())
 }

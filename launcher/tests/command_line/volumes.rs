@@ -3,6 +3,7 @@
 use super::{Scratch, stderr};
 use serde_json::json;
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread::sleep;
@@ -182,36 +183,94 @@ fn growing_a_damaged_volume_that_resize2fs_had_not_touched_deleted_its_files() {
     assert_eq!(growing.length(), 17 * MIB);
 }
 
-#[test]
-fn a_backup_took_the_name_of_a_file_that_microvm_keeps_in_a_state_directory() {
-    let machine = Scratch::machine(json!({
-        "hypervisor": "firecracker", "volumes": [{"image": "var.img", "size": 1, "mountPoint": "/var"}],
-    }));
-    let host = tempfile::tempdir().unwrap();
-    let [web, db] = ["web", "db"].map(|name| host.path().join("machines").join(name));
-    for directory in [&web, &db] {
-        fs::create_dir_all(directory).unwrap();
+/// A host with the machines web and db. web has a volume.
+struct Host {
+    spec: Scratch,
+    directory: tempfile::TempDir,
+}
+
+impl Host {
+    fn new() -> Self {
+        let spec = Scratch::machine(json!({
+            "hypervisor": "firecracker", "volumes": [{"image": "var.img", "size": 1, "mountPoint": "/var"}],
+        }));
+        let host = Self { spec, directory: tempfile::tempdir().unwrap() };
+        for name in ["web", "db"] {
+            fs::create_dir_all(host.machine(name)).unwrap();
+        }
+        fs::write(host.machine("web").join("var.img"), vec![0; 1 << 20]).unwrap();
+        host
     }
-    fs::write(web.join("var.img"), vec![0; 1 << 20]).unwrap();
-    std::os::unix::fs::symlink(&web, host.path().join("link")).unwrap();
-    let backup = |file: &Path| {
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn machine(&self, name: &str) -> PathBuf {
+        self.path().join("machines").join(name)
+    }
+
+    fn backup(&self, file: &Path) -> Output {
+        let web = self.machine("web");
         let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
-        command.args(["volume", "backup", &machine.spec(), "/var"]).arg(file).arg("--state-dir").arg(&web);
-        command.env("MICROVM_STATE_DIR", host.path().join("machines"));
-        command.env("MICROVM_RUNTIME_DIR", host.path().join("run"));
+        command.args(["volume", "backup", &self.spec.spec(), "/var"]).arg(file).arg("--state-dir").arg(&web);
+        command.env("MICROVM_STATE_DIR", self.path().join("machines"));
+        command.env("MICROVM_RUNTIME_DIR", self.path().join("run"));
         command.current_dir(&web).output().unwrap()
-    };
-    let absolute = ["current", "booted", "clone.json", "web.suspended"].map(|name| web.join(name));
-    let others = [host.path().join("link/flake"), db.join("../db/current"), db.join("toplevel")];
-    let relative = ["current", "./microvm.log", "web-firecracker.json"].map(PathBuf::from);
-    for file in absolute.iter().chain(&others).chain(&relative) {
-        let refused = backup(file);
+    }
+
+    fn require_refused(&self, file: &Path) {
+        let refused = self.backup(file);
         assert_eq!(refused.status.code(), Some(2), "{}: {}", file.display(), stderr(&refused));
         assert!(stderr(&refused).contains("; choose another name"), "{}", stderr(&refused));
-        assert!(!web.join(file).exists(), "{}", file.display());
+        assert!(!self.machine("web").join(file).exists(), "{}", file.display());
     }
-    for file in ["var.backup", "current.backup"] {
-        let copied = backup(&web.join(file));
+}
+
+#[test]
+fn a_backup_took_the_name_of_a_file_that_microvm_keeps_in_a_state_directory() {
+    let host = Host::new();
+    let [web, db] = ["web", "db"].map(|name| host.machine(name));
+    symlink(&web, host.path().join("link")).unwrap();
+    let absolute = ["current", "booted", "clone.json", "web.suspended"].map(|name| web.join(name));
+    fs::create_dir_all(db.join("db.suspended")).unwrap();
+    let others = ["link/flake", "machines/db/../db/current", "machines/db/toplevel", "machines/db/db.suspended/backup"];
+    let others = others.map(|name| host.path().join(name));
+    let relative = ["current", "./microvm.log", "web-firecracker.json"].map(PathBuf::from);
+    for file in absolute.iter().chain(&others).chain(&relative) {
+        host.require_refused(file);
+    }
+    for file in ["var.backup", "current.backup", "../db/web.suspended"] {
+        let copied = host.backup(&web.join(file));
         assert_eq!(copied.status.code(), Some(0), "{file}: {}", stderr(&copied));
     }
+}
+
+/// `delete mail` removed the backup `.mail.lock`, and a start overwrites the lock file of a volume.
+#[test]
+fn a_backup_took_the_name_of_a_lock_or_of_a_machine_and_was_deleted_with_it() {
+    let host = Host::new();
+    let elsewhere = host.path().join("elsewhere");
+    fs::create_dir_all(elsewhere.join("mail.suspended")).unwrap();
+    symlink(&elsewhere, host.machine("mail")).unwrap();
+    symlink(host.path().join("machines"), host.path().join("link")).unwrap();
+    symlink(host.machine("db").join("db.suspended"), host.path().join("saved")).unwrap();
+    fs::create_dir(host.machine("db").join("db.suspended")).unwrap();
+    let names = [
+        "machines/.mail.lock",
+        "machines/.mail.new",
+        "machines/.names@.lock",
+        "machines/future",
+        "link/future",
+        "machines/db/../future",
+        "machines/mail/mail.suspended/backup",
+        "machines/db/var.img.lock",
+        "elsewhere/var.img.lock",
+        "saved/backup",
+    ];
+    for name in names {
+        host.require_refused(&host.path().join(name));
+    }
+    let copied = host.backup(&host.path().join("elsewhere/var.backup"));
+    assert_eq!(copied.status.code(), Some(0), "{}", stderr(&copied));
 }
