@@ -50,6 +50,7 @@ use new_pack::PackKeeper;
 use nix::sys::resource::{UsageWho, getrusage};
 use output::ImageFile;
 use program::atomic_file::WriteError;
+pub use seal::sidecar_path;
 use seal::{Sealing, Sidecar, remove_sidecar};
 use sequence::{SequenceInputs, Sequenced, Sequencer, WriteTables};
 use source::InputPath;
@@ -198,6 +199,9 @@ pub fn build(
         && (options.digests == Digests::Skip || report.image_sha256.is_some())
         && report.verity.as_ref().is_none_or(|seal| seal::has_sidecar(seal, &options.output))
     {
+        if report.verity.is_none() {
+            remove_stale_seal(&options.output, progress);
+        }
         return Ok(unchanged(report, started));
     }
     let make_room = |bytes| match (&cache, &options.cache) {
@@ -246,6 +250,9 @@ pub fn build(
         (report.verity, report.hashed_bytes) = (Some(sealed.seal), Some(sealed.hashed_bytes));
     }
     let published = publish(output, options, cancel, &mut report)?;
+    if report.verity.is_none() {
+        remove_stale_seal(&options.output, progress);
+    }
     report.seconds.total = started.elapsed().as_secs_f64();
     report.cpu_seconds.total = cpu_seconds(UsageWho::RUSAGE_SELF);
     report.peak_memory_bytes = peak_memory_bytes();
@@ -274,11 +281,15 @@ fn publish(
     }
     let sidecar = report.verity.as_ref().map(|seal| Sidecar::create(seal, &output)).transpose()?;
     let published = output.publish(sidecar.as_ref())?;
-    if sidecar.is_none() {
-        remove_sidecar(&options.output)?;
-    }
     report.seconds.publish = started.elapsed().as_secs_f64();
     Ok(published)
+}
+
+/// Removes the seal of an earlier image. The new image is complete without that, so a failure is a warning.
+fn remove_stale_seal(image: &Path, progress: &mut dyn Progress) {
+    if let Err(error) = remove_sidecar(image) {
+        progress.warn(&format!("{}; remove it, because it describes another image", program::failure::chain(&error)));
+    }
 }
 
 /// Returns whether removing packs from the cache frees space for the output.

@@ -10,4 +10,4 @@ mod source;
 pub use check::{Closure, ClosureProblem, ClosureProblems, ClosureRecord, Position};
 pub use graph::GraphError;
 pub use nix_store::{NixStoreError, StoreLocation};
-pub use source::{ClosureError, ClosureSource, ListInput, read};
+pub use source::{CLOSURE_INFO_FILES, ClosureError, ClosureSource, ListInput, read};

@@ -35,6 +35,29 @@ fn an_output_replaced_the_list_or_the_plan_that_the_closure_was_read_from() {
         }
         assert!(workspace.read(file) == before, "{option} {file}");
     }
+    // The spec of the machine, the seal of the image, a file of a directory and one on stdin are inputs too.
+    let kernel = r#"{"version": 1, "name": "web", "hypervisor": "qemu", "kernel": "/k"}"#;
+    workspace.write("machine.json", kernel);
+    workspace.write("image.verity.json", &store_paths());
+    let more = [
+        ("--machine machine.json --paths-from list -o machine.json", "--machine, machine.json"),
+        ("--paths-from image.verity.json --verity -o image", "--paths-from, image.verity.json"),
+        ("--closure-info info -o info/registration", "--closure-info, info/registration"),
+        ("--closure-info info -o info/../info/store-paths", "--closure-info, info/store-paths"),
+    ];
+    for (options, file) in more {
+        let message = format!("error: --output would replace the file of {file}\nhint: choose another output\n");
+        workspace.run(&format!("build --store-dir store {options}")).failure(2, &message);
+    }
+    let list = fs::File::open(workspace.path("list")).unwrap();
+    let build = ["build", "--store-dir", "store", "--paths-from", "-", "-o", "list"];
+    let output = workspace.command(build).stdin(list).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(workspace.read("list"), store_paths().as_bytes());
+    // Replacing another name of the list leaves the list.
+    fs::hard_link(workspace.path("list"), workspace.path("other")).unwrap();
+    workspace.run("build --quiet --store-dir store --paths-from list -o other").success();
+
     // A plan may be rewritten, and a link to the list is only replaced.
     workspace.run("plan --store-dir store --plan plan.json -o plan.json").success();
     workspace.run("build --quiet --store-dir store --paths-from list -o link").success();

@@ -2,8 +2,11 @@
 
 mod program;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use program::{GREETING, LINK, TOOLS, Workspace, has_tool, store_paths};
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::process::Command;
 
 /// The arguments except the source and the output.
@@ -40,6 +43,28 @@ fn a_seal_described_an_image_that_was_no_longer_there() {
     fs::write(workspace.path("image.verity.json"), "my notes").unwrap();
     build("--format erofs");
     assert!(workspace.path("image.verity.json").exists(), "it is not a seal");
+
+    // A build waited for ever for a writer of a named pipe of this name, or read a device without an end.
+    fs::remove_file(workspace.path("image.verity.json")).unwrap();
+    mkfifo(&workspace.path("image.verity.json"), Mode::S_IRWXU).unwrap();
+    build("--format erofs");
+    build("--format squashfs");
+    fs::remove_file(workspace.path("image.verity.json")).unwrap();
+    symlink("/dev/zero", workspace.path("image.verity.json")).unwrap();
+    build("--format erofs");
+    assert!(workspace.path("image.verity.json").is_symlink(), "it is not a seal");
+}
+
+#[test]
+fn a_stale_seal_stayed_beside_an_image_that_was_up_to_date() {
+    let workspace = Workspace::with_store();
+    let build = "build --quiet --closure-info info --store-dir store -o image";
+    workspace.run(&format!("{build} --verity")).success();
+    let seal = fs::read(workspace.path("image.verity.json")).unwrap();
+    workspace.run(build).success();
+    fs::write(workspace.path("image.verity.json"), seal).unwrap();
+    workspace.run(build).success();
+    assert!(!workspace.path("image.verity.json").exists());
 }
 
 #[test]

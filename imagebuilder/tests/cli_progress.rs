@@ -14,7 +14,7 @@ fn on_a_terminal(workspace: &Workspace, setting: &str, options: &str) -> String 
     on_a_terminal_with(60, workspace, setting, options)
 }
 
-/// Returns the output of a build on a terminal with so many columns.
+/// Returns the output of a build on a terminal with this many columns.
 fn on_a_terminal_with(columns: u16, workspace: &Workspace, setting: &str, options: &str) -> String {
     fs::create_dir_all(workspace.path("store")).unwrap();
     let noise: Vec<u8> = (0..500_000_u64)

@@ -134,7 +134,7 @@ pub enum ViewError {
         /// Its exit status.
         status: ExitStatus,
     },
-    /// Something else was given instead of a store path.
+    /// An argument is not a store path.
     #[error("`{}` is not a store path", program::escape::one_line(.0))]
     NotStorePath(String),
     /// The process that serves the share refused a path.

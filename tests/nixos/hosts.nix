@@ -109,7 +109,7 @@ let
       };
       autostart = [ "by-hand" ];
     };
-    # What the flake of the machine that is made by hand is made of.
+    # The files of the flake of the machine made by hand.
     environment.etc = {
       "rig/by-hand".source = byHand.config.microvm.declaredRunner;
       "rig/own-flake".source = unchanged.nixosConfigurations.own-flake.config.microvm.declaredRunner;

@@ -9,13 +9,14 @@ use crate::pack::block_hashes::{BlockHashes, is_known};
 use crate::pack::{PackSource, PackSourceError};
 use crate::threads::map_in_parallel;
 use crate::verity::{self, BLOCK_BYTES, HASH_BYTES, Seal};
+use nix::fcntl::OFlag;
 use program::atomic_file::WriteError;
 use program::unnamed_file::UnnamedFile;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{self, IoSlice, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,6 +26,8 @@ const CHUNK_BLOCKS: usize = 256;
 const READ_BLOCKS: usize = 16;
 /// Minimum number of blocks for which hashes are kept. Hashing fewer takes no longer than opening the file.
 const MIN_KEPT_BLOCKS: usize = 16;
+/// Maximum length of the document beside a sealed image, several times that of the longest one.
+const MAX_SIDECAR_BYTES: u64 = 4096;
 
 /// An image to seal.
 pub(super) struct Sealing<'a> {
@@ -169,7 +172,7 @@ impl Sealing<'_> {
 }
 
 /// Returns the path `IMAGE.verity.json`, in the directory of the image.
-fn sidecar_path(image: &Path) -> PathBuf {
+pub fn sidecar_path(image: &Path) -> PathBuf {
     let mut name = OsString::from(image.as_os_str());
     name.push(".verity.json");
     name.into()
@@ -225,13 +228,24 @@ impl Sidecar {
     }
 }
 
+/// Returns the content of a document beside an image; `None` if there is none, or a file of another kind.
+fn read_sidecar(path: &Path) -> Option<Vec<u8>> {
+    let mut options = OpenOptions::new();
+    // A named pipe must not block.
+    options.read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
+    let file = options.open(path).ok().filter(|file| file.metadata().is_ok_and(|metadata| metadata.is_file()))?;
+    let mut text = Vec::new();
+    file.take(MAX_SIDECAR_BYTES + 1).read_to_end(&mut text).ok()?;
+    (text.len() as u64 <= MAX_SIDECAR_BYTES).then_some(text)
+}
+
 /// Removes the document of an earlier image that had this name. A file of another kind is left alone.
 ///
 /// # Errors
 /// It cannot be removed.
 pub(super) fn remove_sidecar(image: &Path) -> Result<(), WriteError> {
     let path = sidecar_path(image);
-    let is_seal = fs::read(&path).is_ok_and(|text| serde_json::from_slice::<Seal>(&text).is_ok());
+    let is_seal = read_sidecar(&path).is_some_and(|text| serde_json::from_slice::<Seal>(&text).is_ok());
     match is_seal.then(|| fs::remove_file(&path)) {
         Some(Err(source)) if source.kind() != io::ErrorKind::NotFound => Err(WriteError { path, source }),
         _ => Ok(()),
@@ -240,5 +254,5 @@ pub(super) fn remove_sidecar(image: &Path) -> Result<(), WriteError> {
 
 /// Returns whether the directory of the image has this document.
 pub(super) fn has_sidecar(seal: &Seal, image: &Path) -> bool {
-    fs::read(sidecar_path(image)).is_ok_and(|found| found == text(seal).as_bytes())
+    read_sidecar(&sidecar_path(image)).is_some_and(|found| found == text(seal).as_bytes())
 }

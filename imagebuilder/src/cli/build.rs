@@ -132,7 +132,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<(), Failure> {
     args.cache.check()?;
     let mut options = args.options()?;
     output::check(&args.output)?;
-    args.source.refuse_as_output(&args.output, Replaced::Image)?;
+    args.source.refuse_as_output(&args.output, Replaced::Image, args.machine.as_deref())?;
     let plan = args.source.plan(&args.settings)?;
     missing_paths::check(&plan, options.jobs)?;
     open_files::raise_limit();

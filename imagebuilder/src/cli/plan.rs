@@ -27,7 +27,7 @@ pub(crate) struct PlanArgs {
 pub(crate) fn run(args: &PlanArgs) -> Result<(), Failure> {
     if let Some(path) = &args.output {
         output::check(path)?;
-        args.source.refuse_as_output(path, Replaced::Plan)?;
+        args.source.refuse_as_output(path, Replaced::Plan, None)?;
     }
     let plan = args.source.plan(&args.settings)?;
     let text = plan.to_json().map_err(|error| Failure::failed(&error).with_context("cannot write the plan as JSON"))?;

@@ -3,12 +3,12 @@
 use super::failure::Failure;
 use super::settings::SettingsArgs;
 use clap::Args;
+use imagebuilder::build::sidecar_path;
 use imagebuilder::closure::{self, Closure, ClosureSource, ListInput, StoreLocation};
 use imagebuilder::plan::ImagePlan;
 use imagebuilder::plan_file;
 use std::ffi::OsString;
-use std::fs::{self, Metadata};
-use std::io;
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -54,6 +54,23 @@ pub(crate) enum Replaced {
     Plan,
 }
 
+/// A name in a directory, however its path is spelt. A new file replaces exactly the entry of its name.
+#[derive(PartialEq, Eq)]
+struct Entry {
+    /// Device and inode of the directory.
+    directory: (u64, u64),
+    name: OsString,
+}
+
+impl Entry {
+    /// Returns `None` if there is no such directory, or the path has no name.
+    fn of(path: PathBuf) -> Option<Self> {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let directory = fs::metadata(parent).ok()?;
+        Some(Self { directory: (directory.dev(), directory.ino()), name: path.file_name()?.to_owned() })
+    }
+}
+
 /// The selected source.
 enum SelectedSource {
     Closure(ClosureSource),
@@ -92,19 +109,29 @@ impl SourceArgs {
         }
     }
 
-    /// Refuses to replace the file that the closure is read from. A plan may replace itself.
-    pub(crate) fn refuse_as_output(&self, output: &Path, replaced: Replaced) -> Result<(), Failure> {
-        let plan = self.plan.as_deref().filter(|_| replaced == Replaced::Image);
-        let files =
-            [("--graph", self.graph.as_deref()), ("--paths-from", self.paths_from.as_deref()), ("--plan", plan)];
-        // The output replaces a symbolic link, and not its target.
-        let Ok(existing) = fs::symlink_metadata(output) else { return Ok(()) };
-        let is_existing = |found: io::Result<Metadata>| {
-            found.is_ok_and(|found| (found.dev(), found.ino()) == (existing.dev(), existing.ino()))
-        };
-        for (option, file) in files.into_iter().filter_map(|(option, file)| Some((option, file?))) {
-            if is_existing(fs::metadata(file)) || is_existing(fs::symlink_metadata(file)) {
-                let problem = format!("--output would replace the file of {option}, {}", file.display());
+    /// Refuses an output, or its seal, that would replace an input: the closure's, or `machine`. A plan may replace itself.
+    pub(crate) fn refuse_as_output(
+        &self,
+        output: &Path,
+        replaced: Replaced,
+        machine: Option<&Path>,
+    ) -> Result<(), Failure> {
+        let plan = self.plan.clone().filter(|_| replaced == Replaced::Image);
+        let list = self.paths_from.clone().map(|list| if list == Path::new("-") { "/dev/stdin".into() } else { list });
+        let mut inputs = vec![("--graph", self.graph.clone()), ("--paths-from", list), ("--plan", plan)];
+        inputs.push(("--machine", machine.map(Path::to_owned)));
+        for name in closure::CLOSURE_INFO_FILES {
+            inputs.push(("--closure-info", self.closure_info.as_ref().map(|directory| directory.join(name))));
+        }
+        let seal = (replaced == Replaced::Image).then(|| sidecar_path(output));
+        let outputs: Vec<Entry> = [Some(output.to_owned()), seal].into_iter().flatten().filter_map(Entry::of).collect();
+        for (option, input) in inputs.into_iter().filter_map(|(option, input)| Some((option, input?))) {
+            // Replacing a link hides its target, and replacing the target changes what the link leads to.
+            let target = fs::canonicalize(&input).ok().and_then(Entry::of);
+            let is_replaced = Entry::of(input.clone()).is_some_and(|entry| outputs.contains(&entry))
+                || target.is_some_and(|entry| outputs.contains(&entry));
+            if is_replaced {
+                let problem = format!("--output would replace the file of {option}, {}", input.display());
                 return Err(Failure::usage(problem).with_hint("choose another output"));
             }
         }

@@ -12,6 +12,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
+/// The files of Nixpkgs' closureInfo that are read.
+pub const CLOSURE_INFO_FILES: [&str; 2] = [REGISTRATION, STORE_PATHS];
+const REGISTRATION: &str = "registration";
+const STORE_PATHS: &str = "store-paths";
+
 /// A list that is read from a file or from stdin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListInput {
@@ -127,12 +132,12 @@ fn closure_info(directory: &Path, store_dir: Option<&Path>) -> Result<Closure, C
         Ok::<_, ClosureError>(Closure::from_records(&file.display().to_string(), records, store_dir, problems)?)
     };
     let registered = || {
-        read("registration", |text| {
+        read(REGISTRATION, |text| {
             let Registration { records, problems } = registration::parse(text);
             (records, problems)
         })
     };
-    let (closure, listed) = join(registered, || read("store-paths", path_list::parse))?;
+    let (closure, listed) = join(registered, || read(STORE_PATHS, path_list::parse))?;
     let registered = closure.paths.iter().map(|planned| &planned.path);
     let listed = listed.paths.iter().map(|planned| &planned.path);
     match first_difference(registered, listed) {

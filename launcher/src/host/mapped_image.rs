@@ -24,7 +24,7 @@ pub(super) fn unsupported(image: &Path) -> Option<String> {
 }
 
 fn reason(mut image: &File) -> io::Result<Option<String>> {
-    let needed = "but only an uncompressed EROFS can be persistent memory";
+    let needed = "but only an EROFS can be persistent memory";
     match file_system(image)? {
         Some(found) if found.fs_type == "erofs" => {}
         Some(found) => return Ok(Some(format!("contains {}, {needed}", found.fs_type))),
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn an_image_that_no_guest_can_map_is_refused() {
         let squashfs = [b"hsqs".as_slice(), &[0; 4092]].concat();
-        let needed = "but only an uncompressed EROFS can be persistent memory";
+        let needed = "but only an EROFS can be persistent memory";
         assert_eq!(refusal(&squashfs), Some(format!("contains squashfs, {needed}")));
         assert_eq!(refusal(&[0; 4096]), Some(format!("contains no known file system, {needed}")));
         assert_eq!(refusal(b""), Some(format!("contains no known file system, {needed}")));

@@ -225,7 +225,7 @@ fn lower(mut builder: LaunchBuilder<'_>) -> Result<Launch, Vec<Refusal>> {
     if given.has_extra("--vsock") {
         builder.need_device("kvmtool.extraArgs", "/dev/vhost-vsock", "modprobe vhost_vsock");
     }
-    if let Some(directory) = values(given.extra, "--hugetlbfs").next().map(HostPath::from) {
+    if let Some(directory) = values(given.extra, "--hugetlbfs").last().map(HostPath::from) {
         builder.need_file("kvmtool.extraArgs", &directory, Access::WriteDirectory);
         builder.needs.hugetlbfs = Some(directory);
     }
