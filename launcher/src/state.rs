@@ -245,7 +245,7 @@ impl StartLock {
 
     /// Records why the start failed.
     pub(crate) fn record_failure(&self, problems: Vec<String>) {
-        self.state.write_failure(problems);
+        self.state.write_failure(problems, &self.starting.working_directory);
     }
 
     /// Records the network interfaces that were created, so that they can be removed even if this process is killed.

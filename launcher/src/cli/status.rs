@@ -76,13 +76,14 @@ fn row(name: String, runtime: &RuntimeDirectory) -> Row {
     };
     let is_down = activity == Activity::Stopped && phase != Phase::Running;
     let failure = if is_down { failure(&name, &state) } else { Ok(Vec::new()) };
-    let failure = match failure {
-        Ok(failure) => failure,
-        Err(error) => return unknown(error.to_string()),
+    // Only the reason is unknown then.
+    let (failure, unreadable) = match failure {
+        Ok(failure) => (failure, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
     };
     let is_suspended = if phase == Phase::Stopped { is_suspended(&name, launch.as_ref()) } else { Ok(false) };
     let (is_suspended, problem) = match is_suspended {
-        Ok(is_suspended) => (is_suspended, None),
+        Ok(is_suspended) => (is_suspended, unreadable),
         Err(error) => (false, Some(error.to_string())),
     };
     let hypervisor = launch.map(|launch| launch.hypervisor.to_string());
@@ -138,7 +139,7 @@ impl Row {
             (Activity::Starting(machine), _) => format!("starting, by process {}", machine.launcher.pid),
             (Activity::Stopped, _) if self.failure.is_empty() => self.state().to_owned(),
             (Activity::Stopped, Some(Phase::Stopped)) if !self.is_suspended => format!("failed: {}", self.reasons()),
-            (Activity::Stopped, _) => format!("{}; the last start failed: {}", self.state(), self.reasons()),
+            (Activity::Stopped, _) => format!("{}; the last start or run failed: {}", self.state(), self.reasons()),
         };
         format!("{}  {hypervisor}  {described}\n", self.name)
     }

@@ -91,10 +91,15 @@ fn stop_start(machine: KnownMachine, timeout: Duration) -> Result<Option<KnownMa
 fn stop_machine(machine: &KnownMachine, timeout: Duration) -> Result<(), Failure> {
     let name = machine.state.name();
     let Some(launch) = &machine.launch else {
+        machine.state.clear_failure();
         message(&format!("{name} is not running"));
         return Ok(());
     };
     let running = machine.activity.running();
+    if running.is_none() {
+        // As `systemctl stop` does for a failed service.
+        machine.state.clear_failure();
+    }
     // Kept until the supervisor has ended, which `clean_up` waits for.
     let _request = running.map(|running| machine.state.request_stop(running.hypervisor));
     let process = running.map(|running| running.hypervisor);

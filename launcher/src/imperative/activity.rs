@@ -71,7 +71,7 @@ impl MachineActivity {
 /// Returns [`StateError`].
 pub fn last_failure(machine: &Machine) -> Result<Vec<String>, StateError> {
     let recorded = match RuntimeDirectory::locate() {
-        Ok(runtime) => runtime.machine(machine.name.as_str())?.failure()?,
+        Ok(runtime) => runtime.machine(machine.name.as_str())?.failure_in(&machine.directory)?,
         Err(StateError::NoRuntimeDirectory) => None,
         Err(error) => return Err(error),
     };

@@ -6,6 +6,7 @@ use super::layout::{Layout, Machine, remove_link, rename};
 use super::lock::{MachineLock, NamesLock};
 use super::service::is_declared;
 use super::{ImperativeError, MachineName};
+use crate::state::RuntimeDirectory;
 use std::path::PathBuf;
 use std::{fs, io};
 
@@ -72,6 +73,10 @@ pub fn delete(layout: &Layout, name: &MachineName) -> Result<(), ImperativeError
     layout.remove_gc_roots(&machine)?;
     drop(names);
     remove_link(&layout.building(&machine))?;
+    // Otherwise a new machine of this name has failed before its first start.
+    if let Ok(state) = RuntimeDirectory::locate().and_then(|runtime| runtime.machine(name.as_str())) {
+        state.clear_failure();
+    }
     remove_directory(&unfinished)
 }
 

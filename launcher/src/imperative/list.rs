@@ -129,14 +129,14 @@ fn row(machine: &Machine, options: ListOptions) -> Row {
         Ok(problems) => (Some(problems).filter(|problems| !problems.is_empty()), None),
         Err(error) => (None, Some(error.to_string())),
     };
-    let problem = activity.as_ref().err().map(ToString::to_string).or(unreadable.clone()).or(damaged);
+    let problem = activity.as_ref().err().map(ToString::to_string).or(damaged).or(unreadable);
     let running = activity.as_ref().ok().and_then(|activity| activity.recorded.running());
     let hypervisor = running.map(|running| running.hypervisor);
     let activity = match activity.map(|activity| activity.phase()) {
         Ok(Phase::Running) => ListedActivity::Running,
         Ok(Phase::Starting) => ListedActivity::Starting,
         Err(_) => ListedActivity::Unknown,
-        _ if suspended.is_err() || unreadable.is_some() => ListedActivity::Unknown,
+        _ if suspended.is_err() => ListedActivity::Unknown,
         _ if suspended.is_ok_and(|is_suspended| is_suspended) => ListedActivity::Suspended,
         _ if failure.is_some() => ListedActivity::Failed,
         _ if fs::symlink_metadata(machine.booted()).is_ok() => ListedActivity::StoppedUnexpectedly,

@@ -1,27 +1,36 @@
 //! Why a machine's most recent start or run failed. As systemd does for a failed service, `status` shows it until the next
 //! start or the next boot of the host.
 
-use super::{MachineState, StateError, unix_seconds};
+use super::{MachineState, StateError, is_same_directory, unix_seconds};
 use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
 
 /// The file that contains the [`RunFailure`].
 const FAILURE: &str = "failure.json";
+/// Maximum number of reasons that are recorded or shown.
+const MAX_PROBLEMS: usize = 8;
+/// Maximum length of a reason, in characters. The machine's user writes the record, and root shows it.
+const MAX_PROBLEM_LENGTH: usize = 400;
 
 /// A start that failed, or a run that ended with an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct RunFailure {
     /// The reasons, as the launcher has printed them.
     pub problems: Vec<String>,
     /// When it failed, in seconds since 1970.
     pub unix_seconds: u64,
+    /// The state directory, because a machine of another one may have the same name.
+    pub working_directory: PathBuf,
 }
 
 impl MachineState {
-    /// Records why the start or the run failed. Call this only while the machine is locked for the start.
-    pub(crate) fn write_failure(&self, problems: Vec<String>) {
+    /// Records why the start or the run in that state directory failed. Call this only while the machine is locked for the
+    /// start.
+    pub(super) fn write_failure(&self, problems: Vec<String>, working_directory: &Path) {
+        let (problems, working_directory) = (shortened(problems), working_directory.to_owned());
         // The caller reports the failure. If it cannot be recorded too, on a full disk for example, nothing is lost.
-        let _ = self.write(FAILURE, &RunFailure { problems, unix_seconds: unix_seconds() });
+        let _ = self.write(FAILURE, &RunFailure { problems, unix_seconds: unix_seconds(), working_directory });
     }
 
     /// Returns why the most recent start or run failed, or `None` if it has not failed.
@@ -29,11 +38,62 @@ impl MachineState {
     /// # Errors
     /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn failure(&self) -> Result<Option<RunFailure>, StateError> {
-        Ok(self.read(FAILURE)?.map(|(failure, _)| failure))
+        let found: Option<(RunFailure, _)> = self.read(FAILURE)?;
+        Ok(found.map(|(failure, _)| RunFailure { problems: shortened(failure.problems), ..failure }))
     }
 
-    /// Removes the record, at the next start.
-    pub(super) fn clear_failure(&self) {
+    /// Like [`Self::failure`], but only of the machine in this state directory.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn failure_in(&self, directory: &Path) -> Result<Option<RunFailure>, StateError> {
+        Ok(self.failure()?.filter(|failure| is_same_directory(&failure.working_directory, directory)))
+    }
+
+    /// Removes the record: at the next start, when the stopped machine is stopped again, and when it is deleted.
+    pub fn clear_failure(&self) {
         self.remove(FAILURE);
+    }
+}
+
+fn shortened(problems: Vec<String>) -> Vec<String> {
+    let short = |problem: String| match problem.char_indices().nth(MAX_PROBLEM_LENGTH) {
+        Some((end, _)) => format!("{}…", &problem[..end]),
+        None => problem,
+    };
+    problems.into_iter().take(MAX_PROBLEMS).map(short).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+    use super::*;
+    use crate::state::RuntimeDirectory;
+    use std::fs;
+
+    #[test]
+    fn a_failure_of_another_machine_with_this_name_was_shown() {
+        let runtime = tempfile::tempdir().unwrap();
+        let [web, other] = ["web", "other"].map(|name| runtime.path().join(name));
+        let state = RuntimeDirectory::at(runtime.path()).machine("web").unwrap();
+        state.lock_for_start(&other).unwrap().record_failure(vec!["no kernel".to_owned()]);
+        assert_eq!(state.failure_in(&web).unwrap(), None);
+        assert_eq!(state.failure_in(&other).unwrap().unwrap().problems, ["no kernel"]);
+        state.clear_failure();
+        assert_eq!(state.failure().unwrap(), None);
+    }
+
+    #[test]
+    fn a_long_record_flooded_the_terminal_and_a_field_of_a_later_release_made_the_machine_unknown() {
+        let runtime = tempfile::tempdir().unwrap();
+        let state = RuntimeDirectory::at(runtime.path()).machine("web").unwrap();
+        drop(state.lock_for_start(Path::new("/var/lib/web")).unwrap());
+        let record = serde_json::json!({
+            "problems": vec!["é".repeat(1 << 20); 20], "unixSeconds": 1, "workingDirectory": "/var/lib/web", "later": 1,
+        });
+        fs::write(runtime.path().join("web").join(FAILURE), record.to_string()).unwrap();
+        let problems = state.failure().unwrap().unwrap().problems;
+        assert_eq!(problems, vec![format!("{}…", "é".repeat(MAX_PROBLEM_LENGTH)); MAX_PROBLEMS]);
     }
 }

@@ -100,6 +100,10 @@ fn status_shows_why_the_only_start_failed_until_the_machine_starts() {
     assert_eq!(String::from_utf8_lossy(&status.stdout), format!("web  -  failed: {reason}\n"));
     let document: Value = serde_json::from_slice(&machine.output(&["status", "--json"]).stdout).unwrap();
     assert_eq!((&document[0]["activity"], &document[0]["failure"]), (&json!("failed"), &json!([reason])));
+    // Stopping it acknowledges the failure.
+    assert!(machine.output(&["stop", "machine.json"]).status.success());
+    assert_eq!(String::from_utf8_lossy(&machine.output(&["status", "web"]).stdout), "web  -  stopped\n");
+    assert_eq!(machine.output(&["run", "machine.json"]).status.code(), Some(1));
     fs::write(&path, "image").unwrap();
     let started = machine.output(&["run", "machine.json", "--supervise"]);
     assert!(started.status.success(), "{}", printed(&started));
