@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # setup.sh: installs what the tests and the quickstart need on Debian 12 or later, from Debian's own packages.
 #
-# It is safe to run it again: it queries dpkg first and changes nothing if no package is missing (about 0.1 s).
+# It is safe to run it again: it queries dpkg first and changes nothing if no package is missing (about 0.1 s). It unpacks
+# one more package to target/resolved.
 # It needs root only if a package is missing. Install Rust (cargo) yourself, because that of Debian 12 is too old.
 set -euo pipefail
 
@@ -86,14 +87,20 @@ fi
 # Unpacked and not installed, because its package replaces /etc/resolv.conf. tests/nix/network.sh runs it.
 project=$(dirname "$(realpath "$0")")/..
 resolved=$project/target/resolved
+# The version of systemd, or another update of the same release.
+download_resolved() {
+  apt-get -q download "systemd-resolved=$(dpkg-query -W -f '${Version}' systemd)" >&2 || apt-get -q download systemd-resolved >&2
+}
 if [ ! -x "$resolved/lib/systemd/systemd-resolved" ]; then
   scratch=$(mktemp -d)
-  if (cd "$scratch" && apt-get -q download "systemd-resolved=$(dpkg-query -W -f '${Version}' systemd)" >&2 && dpkg -x ./*.deb unpacked); then
-    mkdir -p "$project/target"
+  # The lists of packages may be missing or old.
+  if (cd "$scratch" && { download_resolved || { apt-get -q update >&2 && download_resolved; }; } && dpkg -x ./*.deb unpacked); then
+    # The owner of the checkout builds there.
+    [ -e "$project/target" ] || { mkdir "$project/target" && chown --reference="$project" "$project/target"; }
     rm -rf "$resolved"
     mv "$scratch/unpacked" "$resolved"
   else
-    say "systemd-resolved cannot be downloaded; one test of the networks will be skipped"
+    say "systemd-resolved cannot be downloaded; one test of the networks cannot run"
   fi
   rm -rf "$scratch"
 fi
