@@ -50,10 +50,18 @@ const MAX_INPUT_BYTES: u64 = 1 << 30;
 /// # Errors
 /// Fails if it cannot be read, or is longer than 1 GiB.
 pub fn read_to_end(reader: impl Read) -> io::Result<Vec<u8>> {
+    read_up_to(reader, MAX_INPUT_BYTES)
+}
+
+/// Reads everything to its end, if that is not more than `limit` bytes, a multiple of 1 MiB.
+///
+/// # Errors
+/// Fails if it cannot be read, or is longer.
+pub fn read_up_to(reader: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    reader.take(MAX_INPUT_BYTES + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_INPUT_BYTES {
-        let reason = format!("it is longer than {} MiB, the limit for such a file", MAX_INPUT_BYTES >> 20);
+    reader.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        let reason = format!("it is longer than {} MiB, the limit for such a file", limit >> 20);
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
     }
     Ok(bytes)
@@ -106,7 +114,7 @@ mod tests {
 
     #[test]
     fn an_endless_device_filled_the_memory() {
-        let error = read_text(Path::new("/dev/zero")).unwrap_err();
-        assert_eq!(error.to_string(), "it is longer than 1024 MiB, the limit for such a file");
+        let error = read_up_to(std::fs::File::open("/dev/zero").unwrap(), 2 << 20).unwrap_err();
+        assert_eq!(error.to_string(), "it is longer than 2 MiB, the limit for such a file");
     }
 }

@@ -15,6 +15,7 @@
 //! The launcher creates, renames, removes and chowns files through this module only; its `tests/layering.rs` enforces
 //! this.
 
+use crate::input::read_up_to;
 use crate::user::{Identity, user_name};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, readlinkat, renameat, renameat2};
@@ -27,7 +28,7 @@ use nix::unistd::{
 use resolve::{CreateMissing, MAX_LINKS, is_link, make_below, passed_by, record_owner, split, walk};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
@@ -303,7 +304,7 @@ impl Place {
             Err(error) => return Err(error),
         };
         let owner = Uid::from_raw(fstat(&file)?.st_uid);
-        Ok(Some((read_limited(file)?, owner)))
+        Ok(Some((read_up_to(file, MAX_READ_BYTES)?, owner)))
     }
 
     /// Opens the file, or creates an empty one with `mode`.
@@ -401,7 +402,7 @@ impl Place {
     pub fn read_own(&self) -> io::Result<Vec<u8>> {
         let file = self.open(OFlag::O_RDONLY)?;
         require_own(&fstat(&file)?)?;
-        read_limited(file)
+        read_up_to(file, MAX_READ_BYTES)
     }
 
     /// Renames the file, replacing an existing file at the new place.
@@ -589,18 +590,6 @@ pub fn require_not_modifiable_by(program: &Path, user: &Identity) -> io::Result<
 /// Returns a path that refers to an open file in this process, whatever its name refers to now: proc(5).
 pub fn descriptor_path(descriptor: &impl AsRawFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()))
-}
-
-/// Reads a file whole, but not without a limit: the user of a machine can make its files as long as the disk allows,
-/// and root reads them.
-fn read_limited(file: File) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    file.take(MAX_READ_BYTES + 1).read_to_end(&mut content)?;
-    if content.len() as u64 > MAX_READ_BYTES {
-        let reason = format!("the file is longer than {} MiB", MAX_READ_BYTES >> 20);
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
-    }
-    Ok(content)
 }
 
 fn fill(mut file: &File, content: &[u8], mode: u32, owner: Option<&Identity>) -> io::Result<()> {

@@ -1,4 +1,5 @@
-# Tests of the file systems that the store of a guest needs; a part of evaluation.nix.
+# Tests of the disk and the share through which a guest gets its store, and of the file systems that it needs; a part of
+# evaluation.nix.
 {
   each,
   evaluate,
@@ -21,6 +22,117 @@ let
   overlayMount = "overlay overlay lowerdir=/nix/.ro-store,upperdir=/nix/.rw-store/store,workdir=/nix/.rw-store/work needed-for-boot";
 in
 {
+  "with the host's store there is no store disk" = {
+    expected = null;
+    found =
+      (specOf (guest {
+        shares = [ share ];
+      })).storeDisk;
+  };
+  "with a disk built on the host, the store contains only its plan" = {
+    expected = [
+      "builder"
+      "live"
+      "plan"
+      "serial"
+    ];
+    found =
+      builtins.attrNames
+        (specOf (guest {
+          storeDiskBuild = "host";
+        })).storeDisk;
+  };
+  "a live disk is served from a plan, and mounted by its serial number on every hypervisor" = {
+    expected = {
+      live = true;
+      serial = "nix-store";
+      fsType = "erofs";
+      device = "/dev/disk/by-id/virtio-nix-store";
+    };
+    found =
+      let
+        live = guest {
+          hypervisor = "firecracker";
+          storeDiskBuild = "live";
+        };
+        store = live.config.fileSystems."/nix/store";
+      in
+      {
+        inherit ((specOf live).storeDisk) live serial;
+        inherit (store) fsType device;
+      };
+  };
+  "persistent memory is an image without a serial number, mounted with DAX" = {
+    expected = {
+      transport = "pmem";
+      serial = null;
+      device = "/dev/pmem0";
+      hasDax = true;
+      modules = true;
+    };
+    found =
+      let
+        mapped = guest { storeDiskTransport = "pmem"; };
+        store = mapped.config.fileSystems."/nix/store";
+      in
+      {
+        inherit ((specOf mapped).storeDisk) transport serial;
+        inherit (store) device;
+        hasDax = builtins.elem "dax=always" store.options;
+        modules = builtins.elem "virtio_pmem" mapped.config.boot.initrd.kernelModules;
+      };
+  };
+  "a closure-only share names the list of the closure's paths, and its guest caches files" = {
+    expected = {
+      hasList = true;
+      sets = false;
+      cache = "always";
+      cacheOfOthers = "auto";
+    };
+    found =
+      let
+        spec = specOf (guest {
+          shares = [ (share // { closureOnly = true; }) ];
+        });
+        shared = builtins.head spec.shares;
+      in
+      {
+        hasList = lib.hasSuffix "-microvm-closure-guest" shared.closure;
+        sets = shared ? closureOnly;
+        inherit (shared) cache;
+        cacheOfOthers =
+          (builtins.head
+            (specOf (guest {
+              shares = [ share ];
+            })).shares
+          ).cache;
+      };
+  };
+  "a sealed disk is opened in stage 1 before it is mounted, and its image is beside its root hash" = {
+    expected = {
+      verity = true;
+      image = "store.squashfs";
+      device = "/dev/mapper/nix-store";
+      bindsTo = [ "dev-vda.device" ];
+      requiredBy = [ "sysroot-nix-store.mount" ];
+      hasSystemd = true;
+    };
+    found =
+      let
+        sealed = guest {
+          storeDiskVerity = true;
+          hypervisor = "kvmtool";
+        };
+        inherit (sealed.config.boot.initrd) systemd;
+      in
+      {
+        inherit ((specOf sealed).storeDisk) verity;
+        image = baseNameOf (specOf sealed).storeDisk.image;
+        inherit (sealed.config.fileSystems."/nix/store") device;
+        inherit (systemd.services.microvm-sealed-store) bindsTo requiredBy;
+        hasSystemd = systemd.enable;
+      };
+  };
   "the store disk is mounted by its serial number if the hypervisor supports one" = {
     expected = {
       qemu = "/dev/disk/by-id/virtio-nix-store";

@@ -1,6 +1,7 @@
 use super::*;
 use nix::unistd::{Gid, chown};
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 /// A user without privileges, like a machine's user.
@@ -237,7 +238,7 @@ fn a_file_that_would_fill_the_memory_is_not_read() {
     file.set_len(MAX_READ_BYTES + 1).unwrap();
     let place = Place::nofollow(&path).unwrap();
     for error in [place.read().unwrap_err(), place.read_own().unwrap_err()] {
-        assert_eq!(error.to_string(), "the file is longer than 64 MiB");
+        assert_eq!(error.to_string(), "it is longer than 64 MiB, the limit for such a file");
     }
     file.set_len(1).unwrap();
     assert_eq!(place.read().unwrap().unwrap().0, b"\0");
