@@ -371,10 +371,13 @@ fn a_build_whose_service_is_killed_at_any_moment_makes_the_same_image() {
         server.0.kill().unwrap();
         server.0.wait().unwrap();
         host.finished(build.wait_with_output().unwrap());
-        // It leaves complete packs and nothing that must be cleaned up.
-        let checked = host.workspace.run("cache fsck --cache served --json");
-        let checked: serde_json::Value = serde_json::from_str(&checked.success()).unwrap();
-        assert_eq!(checked["damaged"], serde_json::json!([]), "step {step}");
+        // It leaves complete packs and nothing that must be cleaned up. One that was killed before the build asked for
+        // a pack has not created its cache.
+        if host.workspace.path("served").exists() {
+            let checked = host.workspace.run("cache fsck --cache served --json");
+            let checked: serde_json::Value = serde_json::from_str(&checked.success()).unwrap();
+            assert_eq!(checked["damaged"], serde_json::json!([]), "step {step}");
+        }
         // The next service replaces the socket that the killed one left.
         if step % 3 == 0 {
             let _ = fs::remove_dir_all(host.workspace.path("served"));
