@@ -545,44 +545,6 @@ mod tests {
         assert!(matches!(grow(&other, 2 << 20, &[], &interruption), Err(GrowError::NotRaw { .. })));
     }
 
-    #[test]
-    fn an_ext4_whose_disk_becomes_full_while_it_grows_loses_nothing_and_grows_later() {
-        let (Some(mkfs), Some(check)) = (testing::find_tool("mkfs.ext4"), testing::find_tool("e2fsck")) else { return };
-        let directory = tempfile::tempdir().unwrap();
-        let place = directory.path().join("small");
-        let Some(disk) = testing::SmallDisk::mount(&place, 16 << 10) else { return };
-        let (image, tree) = (place.join("var.img"), directory.path().join("tree"));
-        fs::create_dir(&tree).unwrap();
-        fs::write(tree.join("file"), vec![7; 4 << 20]).unwrap();
-        File::create(&image).unwrap().set_len(32 << 20).unwrap();
-        assert!(Command::new(mkfs).args(["-q", "-d"]).arg(&tree).arg(&image).status().unwrap().success());
-        let interruption = Interruption::watch().unwrap();
-        let dump = || {
-            let dumped = Command::new("debugfs").args(["-R", "cat file"]).arg(&image).output().unwrap();
-            assert!(dumped.stdout == vec![7; 4 << 20], "the content has changed");
-        };
-        for left_bytes in [0, 64 << 10, 4 << 20, 5 << 20, 5500 << 10] {
-            disk.fill(left_bytes);
-            let error = grow(&image, 8 << 30, &[], &interruption).unwrap_err().to_string();
-            let expected = format!("{} cannot grow, and keeps its size: ", image.display());
-            assert!(error.starts_with(&expected) && error.ends_with(FULL), "{left_bytes}: {error}");
-            assert!(
-                !error.contains("e2fsck") && !error.contains(DESCRIPTORS) && error.lines().count() == 1,
-                "{left_bytes}: {error}"
-            );
-            assert_eq!(fs::metadata(&image).unwrap().len(), 32 << 20);
-            assert!(
-                Command::new(&check).args(["-f", "-n"]).arg(&image).output().unwrap().status.success(),
-                "{left_bytes}"
-            );
-            dump();
-            disk.free();
-        }
-        assert_eq!(grow(&image, 8 << 30, &[], &interruption).unwrap(), Grown::WithFileSystem);
-        assert!(Command::new(&check).args(["-f", "-n"]).arg(&image).output().unwrap().status.success());
-        dump();
-    }
-
     /// Makes new names in a directory impossible, also for root, until it is dropped.
     struct NoNewNames(File);
 

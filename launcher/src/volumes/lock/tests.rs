@@ -270,26 +270,19 @@ fn a_block_device_that_the_host_uses_is_not_a_volume_that_a_machine_writes_to() 
     let host = Host::new();
     let image = host.path("image");
     File::create(&image).unwrap().set_len(1 << 20).unwrap();
-    let losetup = |arguments: &[&str]| std::process::Command::new("losetup").args(arguments).output();
-    let attached =
-        losetup(&["--find", "--show", image.to_str().unwrap()]).map(|output| output.stdout).unwrap_or_default();
-    let device = String::from_utf8(attached).unwrap().trim().to_owned();
-    if !geteuid().is_root() || device.is_empty() {
-        return testing::missing("a loop device is needed");
-    }
-    // As mount(8) does.
-    let claimed = nix::fcntl::open(device.as_str(), OFlag::O_RDONLY | OFlag::O_EXCL, Mode::empty()).unwrap();
-    let while_claimed = host.lock("web", &[&device]);
-    let read = host.lock_for("web", &[(&device, Access::Read)]).map(drop);
+    let Some(attached) = Loop::attach(&image, &[]) else { return };
+    let device = attached.0.as_str();
+    let claimed = eventually(|| claim(device));
+    assert!(host.lock("web", &[device]).unwrap_err().contains("this host uses the block device"));
+    host.lock_for("web", &[(device, Access::Read)]).unwrap();
     drop(claimed);
-    let afterwards = host.lock("web", &[&device]);
-    let opened = File::options().write(true).open(&device);
-    let results = (while_claimed.map(drop), read, afterwards.map(drop), opened.map(drop));
+    drop(eventually(|| host.lock("web", &[device])));
+    File::options().write(true).open(device).unwrap();
     // A machine that migrates to this host, and the device of a volume with a size, which is locked again once it is created.
     let lock_twice = |creation: bool| {
         let need = VolumeNeed {
             creation: creation.then(|| crate::launch::VolumeCreation { size_mib: 1, mkfs_extra_args: Vec::new() }),
-            ..need_of(&device, Access::ReadWrite)
+            ..need_of(device, Access::ReadWrite)
         };
         let request = |image_lock, time| LockRequest {
             machine: "web",
@@ -310,22 +303,11 @@ fn a_block_device_that_the_host_uses_is_not_a_volume_that_a_machine_writes_to() 
             [(ImageLock::Held, LockTime::Now), (ImageLock::Tried, LockTime::Now), (ImageLock::Held, LockTime::Later)]
         {
             let locks = lock(image_lock, time);
-            let again = nix::fcntl::open(device.as_str(), OFlag::O_RDONLY | OFlag::O_EXCL, Mode::empty());
-            assert_eq!(again.err(), Some(nix::errno::Errno::EBUSY), "{image_lock:?} {time:?}");
+            assert_eq!(claim(device).err(), Some(nix::errno::Errno::EBUSY), "{image_lock:?} {time:?}");
             drop(locks);
         }
     };
-    let locked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| [false, true].map(lock_twice)));
-    assert!(losetup(&["--detach", &device]).unwrap().status.success());
-    locked.expect("locks with and without a size");
-    assert!(results.0.unwrap_err().contains("this host uses the block device"));
-    assert!(
-        results.1.is_ok() && results.2.is_ok() && results.3.is_ok(),
-        "{:?} {:?} {:?}",
-        results.1,
-        results.2,
-        results.3
-    );
+    [false, true].into_iter().for_each(lock_twice);
 }
 
 #[test]
@@ -360,6 +342,11 @@ impl Drop for Loop {
     }
 }
 
+/// Claims a block device as mount(8) does.
+fn claim(device: &str) -> nix::Result<std::os::fd::OwnedFd> {
+    nix::fcntl::open(device, OFlag::O_RDONLY | OFlag::O_EXCL | OFlag::O_CLOEXEC, Mode::empty())
+}
+
 impl Host {
     /// Waits until locking these images is refused for this reason.
     fn refuses(&self, machine: &str, images: &[(&str, Access)], reason: &str) {
@@ -392,7 +379,7 @@ fn a_loop_device_and_its_file_are_one_volume() {
     drop(first);
     eventually(|| host.lock_for("db", &[image]));
     // The host mounts the device while it shows the volume of a machine that is stopped.
-    let claimed = eventually(|| nix::fcntl::open(device.0, OFlag::O_RDONLY | OFlag::O_EXCL, Mode::empty()));
+    let claimed = eventually(|| claim(device.0));
     host.refuses("db", &[image], &expected);
     drop(claimed);
 }
@@ -402,7 +389,7 @@ fn a_volume_that_the_host_has_mounted_read_only_can_be_copied_but_not_written_to
     let host = Host::new();
     File::create(host.path("image")).unwrap().set_len(1 << 20).unwrap();
     let Some(device) = Loop::attach(&host.path("image"), &["--read-only"]) else { return };
-    let claimed = eventually(|| nix::fcntl::open(device.0.as_str(), OFlag::O_RDONLY | OFlag::O_EXCL, Mode::empty()));
+    let claimed = eventually(|| claim(&device.0));
     host.refuses("web", &[("image", Access::ReadWrite)], "shows this file and is in use");
     let need = need_of("image", Access::ReadWrite);
     let request = LockRequest {
