@@ -196,12 +196,22 @@ pub enum RunError {
     /// The machine is to migrate to this host, but its hypervisor does not support that.
     #[error("{0} does not receive a machine while it runs")]
     NotReceived(String),
+    /// The hypervisor has waited for a machine that migrates to this host, and ended without it.
+    #[error(
+        "{0} has not arrived: its migration to this host was cancelled or has failed; see the hypervisor's messages"
+    )]
+    NotArrived(String),
     /// A signal asked the launcher to stop.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
 
 impl RunError {
+    /// Whether the machine has failed. One that was to migrate to this host and has not arrived still runs where it was.
+    fn is_failure_of_machine(&self) -> bool {
+        !self.is_interruption() && !matches!(self, Self::NotArrived(_))
+    }
+
     /// Whether a signal interrupted the start.
     pub fn is_interruption(&self) -> bool {
         matches!(
@@ -324,7 +334,7 @@ fn run_until_it_ends(
     let Start { state, mut lock, held } = start;
     let ended = run_locked(lowered, (&state, &mut lock, held), supervision, (interruption, messages));
     if let Err(error) = &ended
-        && !error.is_interruption()
+        && error.is_failure_of_machine()
     {
         lock.record_failure(chain(error).lines().map(str::to_owned).collect());
     }

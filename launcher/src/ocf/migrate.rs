@@ -11,7 +11,7 @@ use super::observe::Observed;
 use super::parameters::{BadParameter, MIGRATE, MigrationMode, Parameters};
 use super::transfer::{Streams, receive, send};
 use crate::control::Condition;
-use crate::imperative::read_spec;
+use crate::imperative::{ServiceState, read_spec};
 use crate::network::announce;
 use crate::path::HostPath;
 use crate::run::clean_up_stopped;
@@ -35,6 +35,8 @@ use std::time::{Duration, Instant};
 const VERSION: u32 = 1;
 /// The longest line that one node sends to the other.
 const MAX_LINE_BYTES: usize = 16 << 10;
+/// How long the target waits for the end of the service whose hypervisor has not received the machine.
+const SERVICE_END_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the target answers when its hypervisor waits for the machine.
 const READY: &str = "ready";
 
@@ -178,7 +180,6 @@ impl Agent<'_> {
     }
 
     fn runs_as_service(&self) -> bool {
-        use crate::imperative::ServiceState;
         self.service().is_some_and(|service| service.state() != ServiceState::Inactive)
     }
 
@@ -237,7 +238,25 @@ impl Agent<'_> {
         {
             (agent.message)(&error.to_string());
         }
+        if received.is_err() && !matches!(received, Err(AgentError::NotStarted { .. })) {
+            agent.forget_failed_arrival();
+        }
         received
+    }
+
+    /// Makes systemd forget that the service has failed whose hypervisor has waited for the machine in vain: the machine has
+    /// not failed, and still runs where it was.
+    fn forget_failed_arrival(&self) {
+        let Some(service) = self.service() else { return };
+        let deadline = Instant::now() + SERVICE_END_TIMEOUT;
+        // The service ends after its hypervisor, unless the cluster has started the machine in the meantime.
+        while service.state() != ServiceState::Inactive && Instant::now() < deadline {
+            if matches!(self.observe(), Ok(Observed::Answers(Condition::Runs))) {
+                return;
+            }
+            sleep(POLL_INTERVAL);
+        }
+        service.forget_failure();
     }
 
     fn receive_from(&self, streams: Streams) -> Result<(), AgentError> {

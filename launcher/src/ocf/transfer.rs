@@ -11,6 +11,8 @@ use crate::launch::Launch;
 use crate::path::HostPath;
 use crate::sockets::{connect_to, remove_stale};
 use crate::state::{Activity, MachineState};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socket};
 use program::place::Place;
 use program::user::Identity;
@@ -94,6 +96,9 @@ fn send_through_socket(
 pub fn receive(state: &MachineState, streams: Streams) -> Result<(), AgentError> {
     let (controller, launch) = controller(state)?;
     if launch.control.as_ref().is_some_and(|socket| migrates_by_file(socket.protocol)) {
+        if !begins(&streams.input).map_err(system("receiving the machine"))? {
+            return Err(AgentError::NotArrived(state.name().to_owned()));
+        }
         controller.start_to_receive(streams.input.as_fd())?;
     } else {
         receive_through_socket(&controller, &launch, streams)?;
@@ -108,6 +113,19 @@ pub fn receive(state: &MachineState, streams: Streams) -> Result<(), AgentError>
                 return Err(AgentError::NotArrived(state.name().to_owned()));
             }
             _ => sleep(POLL_INTERVAL),
+        }
+    }
+}
+
+/// Waits until the other node sends something, and returns whether it does. qemu would wait for ever, with a busy processor,
+/// for the first byte of a pipe that the other node has closed: it does not poll for `POLLHUP`.
+fn begins(stream: &OwnedFd) -> io::Result<bool> {
+    loop {
+        let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut polled, PollTimeout::NONE) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(_) => return Ok(polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN))),
         }
     }
 }

@@ -56,7 +56,12 @@ impl IncomingMachine {
         thread::spawn(move || {
             let arrived = match shared {
                 Some(resumption) => resumption.load(&launch, hypervisor).map_err(RunError::from),
-                None => receive(&launch, hypervisor).and_then(|()| take(locks, hypervisor)),
+                None => match receive(&launch, hypervisor) {
+                    Reception::Arrived => take(locks, hypervisor),
+                    Reception::Ended => Err(RunError::NotArrived(launch.name)),
+                    // The supervisor reports the end of its hypervisor.
+                    Reception::NeverWaited => return,
+                },
             };
             // Fails if the machine has ended in the meantime; nothing waits for the answer then.
             let _ = sender.send(arrived);
@@ -87,23 +92,39 @@ impl IncomingMachine {
     /// Returns why a hypervisor that has ended could not load the machine, if the thread has received the reason.
     pub(super) fn refusal(&self) -> Option<RunError> {
         let is_refusal = |error: &RunError| {
-            matches!(error, RunError::Suspended(SuspendError::Control(ControlError::Refused { .. })))
+            let is_refused = matches!(error, RunError::Suspended(SuspendError::Control(ControlError::Refused { .. })));
+            is_refused || matches!(error, RunError::NotArrived(_))
         };
         self.arrived.recv_timeout(LAST_ANSWER_TIMEOUT).ok()?.err().filter(is_refusal)
     }
 }
 
-/// Waits until the hypervisor has received the machine. The supervisor reports a hypervisor that has ended.
-fn receive(launch: &Launch, hypervisor: ProcessIdentity) -> Result<(), RunError> {
-    let Some(socket) = &launch.control else { return Ok(()) };
+/// How the wait for a machine that migrates ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reception {
+    /// The hypervisor has received the machine.
+    Arrived,
+    /// The hypervisor has waited for the machine, and ended without it.
+    Ended,
+    /// The hypervisor ended before it waited for the machine.
+    NeverWaited,
+}
+
+/// Waits until the hypervisor has received the machine.
+fn receive(launch: &Launch, hypervisor: ProcessIdentity) -> Reception {
+    let Some(socket) = &launch.control else { return Reception::Arrived };
     let controller = Controller::new(socket, &launch.working_directory);
+    let mut reception = Reception::NeverWaited;
     while hypervisor.is_alive() {
-        if matches!(controller.condition(), Ok(Condition::Runs)) {
-            return Ok(());
+        match controller.condition() {
+            Ok(Condition::Runs) => return Reception::Arrived,
+            Ok(_) => reception = Reception::Ended,
+            // It is starting, or has just ended.
+            Err(_) => {}
         }
         thread::sleep(POLL_INTERVAL);
     }
-    Ok(())
+    reception
 }
 
 /// Locks the volumes as soon as the hypervisor that the machine has left ends. Until then, no other machine can lock

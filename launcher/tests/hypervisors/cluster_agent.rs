@@ -10,7 +10,7 @@ use crate::machine::{
 use launcher::launch::{Access, VolumeNeed};
 use launcher::path::HostPath;
 use launcher::spec::{Hypervisor, ImageType};
-use launcher::state::{MachineState, RuntimeDirectory};
+use launcher::state::{MachineState, ProcessIdentity, RuntimeDirectory};
 use launcher::volumes::{ImageLock, LockRequest, LockTime, lock_volumes};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
@@ -391,6 +391,53 @@ fn a_receiver_that_fails_after_the_cluster_has_started_the_machine_leaves_it_run
     cluster.expect("n2", "monitor", SUCCESS);
     cluster.wait_for_console("n2", "after", "typed [after]");
     cluster.expect("n2", "stop", SUCCESS);
+}
+
+/// Offers the machine to a node, and sends something else. Returns the supervisor that has waited for the machine.
+fn send_no_machine(cluster: &Cluster, sent: &[u8]) -> ProcessIdentity {
+    let mut receiver = cluster.receiver("n2");
+    let receiver = receiver.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut receiver = receiver.unwrap();
+    let mut input = receiver.stdin.take().unwrap();
+    writeln!(input, "{}", cluster.offer(&cluster.machine.path("store/web-runner"))).unwrap();
+    let mut ready = [0; 6];
+    receiver.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    assert_eq!(&ready, b"ready\n");
+    let supervisor = cluster.state("n2").running().unwrap().unwrap().supervisor.unwrap();
+    input.write_all(sent).unwrap();
+    drop(input);
+    let output = receiver.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(GENERIC), "{output:?}");
+    supervisor
+}
+
+#[test]
+fn a_cancelled_migration_was_shown_as_a_failure_of_the_machine_on_its_target() {
+    if find_on_path("cibadmin").is_none() {
+        return missing("cibadmin is needed: package pacemaker-cli-utils");
+    }
+    let Some(cluster) = Cluster::new() else { return };
+    cluster.write_cluster("web", "live");
+    let log = || fs::read_to_string(cluster.machine.path("n2/machines/web/microvm.log")).unwrap();
+    let expect_stopped = |supervisor: ProcessIdentity| {
+        wait_until(|| !supervisor.is_alive());
+        assert_eq!(cluster.state("n2").failure().unwrap(), None, "{}", log());
+        let status = expect_printed(cluster.on("n2", env!("CARGO_BIN_EXE_microvm")).args(["status", "web"]));
+        assert_eq!(status, "web  qemu  stopped\n");
+    };
+    // The hypervisor ends when the stream does.
+    expect_stopped(send_no_machine(&cluster, b"no machine"));
+    assert!(log().contains("error: web has not arrived: its migration to this host was cancelled"), "{}", log());
+    // qemu waited for ever for the first byte.
+    expect_stopped(send_no_machine(&cluster, b""));
+    assert!(!log().contains("error: "), "{}", log());
+}
+
+#[track_caller]
+fn expect_printed(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(SUCCESS), "{command:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Fills a pipe, and returns the number of bytes.
