@@ -264,64 +264,84 @@ fn add_veritysetup(machine: &TestMachine, closure: &Closure, further: &str) -> O
 }
 
 #[test]
-fn a_guest_boots_from_a_sealed_disk_and_does_not_read_changed_bits() {
+fn a_guest_boots_from_a_sealed_erofs_and_does_not_read_changed_bits() {
+    // The superblock begins at 1024.
+    boot_sealed("erofs", 1024 + 20);
+}
+
+#[test]
+fn a_guest_boots_from_a_sealed_squashfs_and_does_not_read_changed_bits() {
+    boot_sealed("squashfs", 20);
+}
+
+/// Boots from a sealed image, in a guest that also opens three copies of it: in each, one bit is changed, in the content of
+/// a file, in the superblock at this position, and in the hash tree. Then changes what the launcher checks itself.
+fn boot_sealed(format: &str, superblock: usize) {
     let volume = |name: &str| json!({"image": name, "autoCreate": false, "readOnly": true});
+    let image = format!("store.{format}");
     let spec = json!({
-        "storeDisk": {"image": "store.erofs", "verity": true},
+        "storeDisk": {"image": image, "verity": true},
         "volumes": [volume("data.img"), volume("superblock.img"), volume("tree.img")],
         "initrd": "initrd",
     });
-    let parameters = ["systemd.mount-extra=/dev/mapper/nix-store:/nix/store:erofs:ro"];
-    let Some((machine, closure)) = linux_machine("sealed", &parameters, spec) else { return };
-    let build = ["build", "--quiet", "--no-cache", "--format", "erofs", "--verity", "--output", "store.erofs"];
+    let parameter = format!("systemd.mount-extra=/dev/mapper/nix-store:/nix/store:{format}:ro");
+    let Some((machine, closure)) = linux_machine(&format!("sealed-{format}"), &[&parameter], spec) else { return };
+    let build = ["build", "--quiet", "--no-cache", "--format", format, "--verity", "--output", &image];
     of_closure(&machine, closure, &build);
-    let good = fs::read(machine.path("store.erofs")).unwrap();
-    let seal: Value = serde_json::from_slice(&fs::read(machine.path("store.erofs.verity.json")).unwrap()).unwrap();
+    let image = machine.path(&image);
+    let good = fs::read(&image).unwrap();
+    let seal_path = machine.path(&format!("store.{format}.verity.json"));
+    let seal: Value = serde_json::from_slice(&fs::read(&seal_path).unwrap()).unwrap();
     let (root_hash, tree) = (seal["rootHash"].as_str().unwrap(), seal["hashOffsetBytes"].as_u64().unwrap() as usize);
 
-    let shell = shell_of(closure);
-    let content = fs::read(closure.store.join(&shell)).unwrap();
-    // The data of a large file begin at a block.
-    let data = good.chunks(4096).position(|block| block == &content[..4096]).unwrap() * 4096;
+    let data = if format == "erofs" {
+        // The data of a large file begin at a block.
+        let content = fs::read(closure.store.join(shell_of(closure))).unwrap();
+        good.chunks(4096).position(|block| block == &content[..4096]).unwrap() * 4096 + 100
+    } else {
+        // The tables are at the end, and the content of files, which is compressed, takes up most of the rest.
+        tree / 2
+    };
     // The lowest level of the tree is the last; it begins with the hash of the block of the superblock.
     let lowest = good.len() - (tree / 4096).div_ceil(128) * 4096;
-    let changed = [("data.img", data + 100), ("superblock.img", 1024 + 20), ("tree.img", lowest + 1)];
-    for (name, position) in changed {
-        fs::copy(machine.path("store.erofs"), machine.path(name)).unwrap();
+    for (name, position) in [("data.img", data), ("superblock.img", superblock), ("tree.img", lowest + 1)] {
+        fs::copy(&image, machine.path(name)).unwrap();
         flip_bit(&machine.path(name), position);
     }
     let check = format!(
         "for disk in vdb vdc vdd; do\n\
            /sealed/systemd-veritysetup attach $disk /dev/$disk /dev/$disk {root_hash} hash-offset={tree} || exit 1\n\
+         done\n\
+         for disk in nix-store vdb vdc vdd; do\n\
            mkdir -p /mnt; result=refused\n\
-           if mount -t erofs -o ro /dev/mapper/$disk /mnt; then\n\
-             result=mounted; cat /mnt/{shell} >/dev/null || result=unreadable; umount /mnt\n\
+           if mount -t {format} -o ro /dev/mapper/$disk /mnt; then\n\
+             result=readable; find /mnt -type f -exec cat {{}} + >/dev/null || result=unreadable; umount /mnt\n\
            fi\n\
            echo guest: $disk=$result\n\
          done\n"
     );
     let Some(()) = add_veritysetup(&machine, closure, &check) else { return };
     let console = run_to_the_end(&machine);
-    assert_output(&console, "mount=/nix/store type=erofs device=/dev/mapper/nix-store ");
+    assert_output(&console, &format!("mount=/nix/store type={format} device=/dev/mapper/nix-store "));
     assert_output(&console, &format!("store_paths={}\r", closure.store_paths));
-    for result in ["vdb=unreadable", "vdc=refused", "vdd=refused"] {
+    for result in ["nix-store=readable", "vdb=unreadable", "vdc=refused", "vdd=refused"] {
         assert_output(&console, result);
     }
 
     // The launcher itself checks the superblock of the tree, and the block with the root.
     for position in [tree + 9, tree + 4096 + 9] {
-        flip_bit(&machine.path("store.erofs"), position);
+        flip_bit(&image, position);
         let refused = machine.output(&["run", "machine.json"]);
         let printed = String::from_utf8_lossy(&refused.stderr);
         assert!(
             printed.contains("storeDisk.verity: ") && printed.contains(" does not belong to "),
             "{position}: {printed}"
         );
-        flip_bit(&machine.path("store.erofs"), position);
+        flip_bit(&image, position);
     }
-    fs::remove_file(machine.path("store.erofs.verity.json")).unwrap();
+    fs::remove_file(&seal_path).unwrap();
     let printed = machine.output(&["run", "machine.json"]).stderr;
-    assert!(String::from_utf8_lossy(&printed).contains("store.erofs.verity.json"));
+    assert!(String::from_utf8_lossy(&printed).contains(&format!("store.{format}.verity.json")));
 }
 
 /// The shell that the system's init names, relative to the store.
