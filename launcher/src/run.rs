@@ -167,6 +167,14 @@ pub enum RunError {
         /// How long it ran.
         seconds: f64,
     },
+    /// A process beside the hypervisor has failed, and then the hypervisor ended: crosvm does so without an error.
+    #[error("{hypervisor} ended after {seconds:.1} s, because a process beside it had failed: see the messages above")]
+    LostProcess {
+        /// The hypervisor.
+        hypervisor: String,
+        /// How long it ran.
+        seconds: f64,
+    },
     /// The guest ended before it reported that it had booted.
     #[error(
         "the guest ended after {seconds:.1} s and had not reported that it had booted; its kernel may have \

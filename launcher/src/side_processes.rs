@@ -310,6 +310,8 @@ struct Entry {
     private: Option<PrivateDirectory>,
     /// Whether its command is recorded next to its socket.
     is_noted: bool,
+    /// Whether it has failed and is not started again.
+    is_lost: bool,
 }
 
 impl SideProcesses {
@@ -354,6 +356,7 @@ impl SideProcesses {
                 start_again: None,
                 private: None,
                 is_noted: false,
+                is_lost: false,
             };
             entry.spawn()?;
             started.entries.push(entry);
@@ -371,6 +374,11 @@ impl SideProcesses {
     pub fn identities(&self) -> Vec<ProcessIdentity> {
         let children = self.entries.iter().filter_map(|entry| i32::try_from(entry.child.as_ref()?.id()).ok());
         children.filter_map(|pid| ProcessIdentity::of(pid).ok()).collect()
+    }
+
+    /// Whether a process has failed without which the guest cannot go on.
+    pub fn is_lost(&self) -> bool {
+        self.entries.iter().any(|entry| entry.is_lost)
     }
 
     /// Reaps processes that have ended, and restarts those whose delay is over. Returns messages for the user, and when
@@ -631,11 +639,14 @@ impl Entry {
         if self.process.on_exit == OnExit::Report {
             // Without an error it has ended because the hypervisor has.
             if !status.success() {
-                events.push(format!(
-                    "{} ended with {status}, and this hypervisor does not reconnect: the guest cannot read \
-                     its store any more; stop the machine and start it again",
-                    describe(&self.process)
-                ));
+                let lost = if self.process.kind == SideProcessKind::ShareView {
+                    "no path can be added to it, and the guest may be unable to read it"
+                } else {
+                    "this hypervisor does not reconnect: the guest cannot read its store any more"
+                };
+                let name = describe(&self.process);
+                events.push(format!("{name} ended with {status}, and {lost}; stop the machine and start it again"));
+                self.is_lost = true;
             }
             return;
         }

@@ -187,6 +187,10 @@ impl Supervisor<'_> {
         if !status.success() {
             return Err(self.failed(status, began));
         }
+        if supervised.side_processes.is_lost() {
+            let hypervisor = self.launch.hypervisor.to_string();
+            return Err(RunError::LostProcess { hypervisor, seconds: began.elapsed().as_secs_f64() });
+        }
         // No hypervisor reports that the guest's kernel has panicked: it ends as after a reboot.
         if supervised.machine.guest_ready == Some(false) && !supervised.guest_is_ending {
             return Err(RunError::EndedBeforeBoot { seconds: began.elapsed().as_secs_f64() });

@@ -326,6 +326,7 @@ fn starts_a_daemon_for_another_test() {
         start_again: None,
         private: None,
         is_noted: false,
+        is_lost: false,
     };
     entry.spawn().unwrap();
     std::thread::sleep(Duration::from_secs(600));
@@ -420,6 +421,7 @@ fn repeated_failures_are_retried_with_longer_delays() {
         start_again: None,
         private: None,
         is_noted: false,
+        is_lost: false,
     };
     for _ in 0..20 {
         entry.start_later();

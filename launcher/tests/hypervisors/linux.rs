@@ -172,7 +172,7 @@ fn a_guest_boots_from_the_hosts_store_without_an_image_and_survives_a_new_server
     let parameters =
         ["systemd.mount-extra=/dev/disk/by-id/virtio-nix-store:/nix/store:erofs:ro", "guest.actions=report,wait"];
     let Some((machine, closure)) = linux_machine("live", &parameters, spec) else { return };
-    of_closure(&machine, closure, &["plan", "--output", "plan.json"]);
+    of_closure(&machine, closure, &["plan", "--format", "erofs", "--output", "plan.json"]);
     let mut running = machine.start(&["--supervise"]);
     running.wait_for("guest: waiting");
     let console = running.console();

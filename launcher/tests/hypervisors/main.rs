@@ -12,6 +12,7 @@ mod cluster_agent;
 mod failures;
 mod lifecycle;
 mod linux;
+mod live_store;
 mod machine;
 mod probe;
 mod random_specs;

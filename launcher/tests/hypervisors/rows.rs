@@ -1,7 +1,7 @@
 //! The evidence for every yes in the capability tables: one test per row and hypervisor, with the real program, if its
 //! environment variable is set. `lowering.rs` tests what the tables refuse.
 
-use crate::linux::{image_builder, process_of, wait_until};
+use crate::linux::image_builder;
 use crate::machine::{
     TestMachine, find_on_path, in_test_environment, kvm_opens, missing, program_of, skipped, use_program, write_disk,
 };
@@ -10,14 +10,11 @@ use launcher::capability::Feature;
 use launcher::hypervisor::support;
 use launcher::launch::Launch;
 use launcher::spec::{Hypervisor, MachineSpec};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
-use testing::write_program;
 
 const INITRD: &[u8] = b"070701 not an archive";
 const MARK: &str = "a row";
@@ -99,7 +96,7 @@ rows! {
 }
 
 /// Writes the spec of a probe guest with these fields.
-fn write_spec(machine: &TestMachine, fields: &Value, (hypervisor, program): (Hypervisor, &Path)) {
+pub(crate) fn write_spec(machine: &TestMachine, fields: &Value, (hypervisor, program): (Hypervisor, &Path)) {
     let guest = probe_guest();
     let mut document = json!({
         "version": 1, "name": "row", "hypervisor": hypervisor, "initrd": "initrd",
@@ -177,7 +174,7 @@ impl Drop for HugePages {
 }
 
 /// Returns the fields of the spec and prepares what they need, or returns why this host cannot test the feature.
-fn prepare(hypervisor: Hypervisor, feature: Feature, machine: &TestMachine) -> Result<Value, String> {
+pub(crate) fn prepare(hypervisor: Hypervisor, feature: Feature, machine: &TestMachine) -> Result<Value, String> {
     let by_kernel = !matches!(hypervisor, Hypervisor::CloudHypervisor | Hypervisor::Firecracker);
     let interface = |kind: &str, extra: Value| {
         let mut interface = json!({"type": kind, "id": "row0", "mac": MAC});
@@ -206,7 +203,8 @@ fn prepare(hypervisor: Hypervisor, feature: Feature, machine: &TestMachine) -> R
             build_store(machine);
             let build = ["build", "--quiet", "--no-cache", "--verity", "--paths-from", "paths", "--store-dir", "store"];
             run_image_builder(machine, &[&build[..], &["-o", "store.img"]].concat());
-            json!({"storeDisk": {"image": "store.img", "verity": true}})
+            let hashed = format!("hash={}", fs::metadata(machine.path("store.img")).unwrap().len());
+            json!({"storeDisk": {"image": "store.img", "verity": true}, "kernelParams": [hashed]})
         }
         Feature::StoreDisk => {
             write_disk(&machine.path("store.img"), MARK, 4096);
@@ -379,7 +377,9 @@ fn compare(hypervisor: Hypervisor, feature: Feature, report: &ProbeReport, launc
             let parameter =
                 format!("microvm.store_verity={}:{}", seal["rootHash"].as_str().unwrap(), seal["hashOffsetBytes"]);
             assert!(report.command_line.split(' ').any(|word| word == parameter), "{}", report.command_line);
-            assert_eq!(disks[0].field("access"), "ro");
+            let built = fs::read(launch.working_directory.as_path().join("store.img")).unwrap();
+            let hash = format!("{:016x}", fnv1a64(&built));
+            assert_eq!(["access", "fnv1a64"].map(|field| disks[0].field(field)), ["ro", &hash]);
         }
         Feature::VolumeSerial => assert_eq!(disks[0].field("serial"), "row-serial"),
         Feature::VolumeDirect | Feature::VolumeQcow2 | Feature::VolumeVhd | Feature::VolumeVhdx => {
@@ -445,42 +445,4 @@ fn a_machine_that_runs_as_another_user_can_use_its_virtiofs_share() {
     std::os::unix::fs::chown(machine.path(""), Some(nobody.uid.as_raw()), Some(nobody.gid.as_raw())).unwrap();
     let report = ProbeReport::parse(&machine.start(&["--accel", "tcg"]).end_well());
     assert_eq!(report.named("fs")[0].field("tag"), "row");
-}
-
-/// Firecracker and crosvm do not connect to another server of the store disk. The message must name the machine and say what
-/// to do; the hypervisor, which can still run, is not ended.
-#[test]
-fn a_killed_server_of_the_store_disk_is_reported_where_the_hypervisor_does_not_connect_again() {
-    let reported = |machine: &TestMachine, text: &str| {
-        let mut running = machine.start_command(supervised(machine));
-        running.wait_for(text);
-        let server = process_of(machine, "serve --plan plan.json").expect("the server of the store disk runs");
-        kill(Pid::from_raw(server), Signal::SIGKILL).unwrap();
-        let message = "the server of the store disk of `row` ended with signal: 9 (SIGKILL), and this hypervisor does not \
-                       reconnect: the guest cannot read its store any more; stop the machine and start it again";
-        wait_until("report", || running.messages().contains(message));
-        assert_eq!(process_of(machine, "serve --plan plan.json"), None, "another server was started");
-        let stop = machine.output(&["stop", "row", "--timeout", "0"]);
-        assert!(stop.status.success(), "{}", String::from_utf8_lossy(&stop.stderr));
-        running.end();
-    };
-    for hypervisor in [Hypervisor::Firecracker, Hypervisor::Crosvm] {
-        let Some(machine) = TestMachine::new("row") else { return };
-        let mut fields = prepare(hypervisor, Feature::LiveStoreDisk, &machine).unwrap();
-        fields["kernelParams"] = json!(["probe=wait", "wait=long"]);
-        let real = program_of(hypervisor).filter(|_| kvm_opens());
-        let text = if real.is_some() { "waiting" } else { "started" };
-        // Without the hypervisor, a script takes its place, because only the launcher is tested.
-        let script = "[ \"$1\" != --version ] || { echo Firecracker v1.14.0; exit 0; }\necho started; exec sleep 600\n";
-        let program = real.unwrap_or_else(|| {
-            write_program(&machine.path("hypervisor"), &format!("#!/bin/sh\n{script}"));
-            machine.path("hypervisor")
-        });
-        write_spec(&machine, &fields, (hypervisor, &program));
-        reported(&machine, text);
-    }
-}
-
-fn supervised(machine: &TestMachine) -> Command {
-    machine.microvm(&["run", "machine.json", "--supervise"])
 }
