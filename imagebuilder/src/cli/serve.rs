@@ -30,6 +30,7 @@ Examples:
 /// The disk is an uncompressed EROFS with the store paths of the closure. It does not exist as a file: only its metadata
 /// is in memory, and the content of files is read from the store when the guest reads it. A hypervisor connects to the
 /// socket (vhost-user-blk) and must share the guest's memory. The disk is read-only and has the serial number `nix-store`.
+/// A plan must be that of an erofs without a hash tree.
 ///
 /// The command runs in the foreground and ends when the hypervisor disconnects. It needs no privileges. Before it accepts
 /// the hypervisor's connection, it restricts itself to the system calls that it needs and to the files of the closure. It
@@ -59,7 +60,7 @@ fn parse_queues(text: &str) -> Result<usize, String> {
 
 pub(crate) fn run(args: &ServeArgs) -> Result<(), Failure> {
     interrupt::end_server();
-    let Some(closure) = args.source.closure()? else { return Err(Failure::no_closure()) };
+    let Some(closure) = args.source.served_closure()? else { return Err(Failure::no_closure()) };
     let plan = ImagePlan::new(closure, ImageSettings::default());
     let jobs = thread::available_parallelism().map_or(1, NonZero::get).min(threads::MAX_JOBS);
     missing_paths::check(&plan, jobs)?;

@@ -7,6 +7,7 @@ use imagebuilder::build::sidecar_path;
 use imagebuilder::closure::{self, Closure, ClosureSource, ListInput, StoreLocation};
 use imagebuilder::plan::ImagePlan;
 use imagebuilder::plan_file;
+use imagebuilder::settings::ImageFormat;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -88,6 +89,26 @@ impl SourceArgs {
                 Ok(Some(Closure { store_dir, paths }))
             }
         }
+    }
+
+    /// Reads the closure of a disk without an image; `None` if no source was given. The disk is an erofs without a hash tree,
+    /// and a guest that expects what another plan says could not mount it.
+    pub(crate) fn served_closure(&self) -> Result<Option<Closure>, Failure> {
+        let Some(SelectedSource::Plan(file)) = self.selected()? else { return self.closure() };
+        let plan = self.read_plan(&file)?;
+        let other = match plan.format {
+            ImageFormat::Squashfs(_) => "a squashfs",
+            ImageFormat::Erofs(_) if plan.verity => "a sealed image",
+            ImageFormat::Erofs(_) => return Ok(Some(Closure { store_dir: plan.store_dir, paths: plan.paths })),
+        };
+        let problem = format!(
+            "{} is the plan of {other}, but a disk without an image is an erofs that is not sealed",
+            file.display()
+        );
+        Err(Failure::usage(problem).with_hint(
+            "make a plan with `microvm-image plan --format erofs` and without --verity; with NixOS, set \
+             microvm.storeDiskType to \"erofs\"",
+        ))
     }
 
     /// Returns the plan of an image of the closure with these settings.
