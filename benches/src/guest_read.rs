@@ -3,13 +3,14 @@
 //! The guest has the kernel and initrd of the fixture, with this program, linked statically, added; the images are its
 //! disks. Emulated seconds are not real ones: only the ratios are meaningful.
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::error::{Error, file};
+use crate::initrd::with_files;
 use crate::read::{Extent, ImageReadings};
 use crate::store_ways::server_bytes;
 use crate::workspace;
@@ -25,7 +26,10 @@ pub fn run(images: &[PathBuf], plan: Option<&Path>, extent: Extent) -> Result<Ve
     let fixture = workspace::fixture("small")?;
     let directory = tempfile::tempdir().map_err(file("create a directory in", std::env::temp_dir()))?;
     let initrd = directory.path().join("initrd");
-    build_initrd(&fixture.join("initrd"), &initrd)?;
+    let program = workspace::static_program("benches")?;
+    let program = fs::read(&program).map_err(file("read", &program))?;
+    let added: [(&str, &[u8]); 2] = [("benches", &program), ("guest-read", include_bytes!("guest-read.sh"))];
+    with_files(&fixture.join("initrd"), &added, &initrd)?;
     let server = plan.map(|plan| Server::start(plan, &directory.path().join("live.sock"))).transpose()?;
     crate::message("guest-read: booting");
     let mut command = qemu(&fixture.join("vmlinux"), &initrd, images, extent, server.as_ref())?;
@@ -40,34 +44,6 @@ pub fn run(images: &[PathBuf], plan: Option<&Path>, extent: Extent) -> Result<Ve
         result.image = image.display().to_string();
     }
     Ok(results)
-}
-
-/// Writes the fixture's initrd followed by an archive of this program and its start script; the kernel unpacks one
-/// after another.
-fn build_initrd(base: &Path, initrd: &Path) -> Result<(), Error> {
-    let program = workspace::static_program("benches")?;
-    let tree = tempfile::tempdir().map_err(file("create a directory in", std::env::temp_dir()))?;
-    let root = tree.path();
-    fs::copy(&program, root.join("benches")).map_err(file("copy", &program))?;
-    let script = root.join("guest-read");
-    fs::write(&script, include_str!("guest-read.sh")).map_err(file("write", &script))?;
-    workspace::run(Command::new("chmod").arg("0755").arg(&script))?;
-    fs::copy(base, initrd).map_err(file("copy", base))?;
-    let mut archive = Command::new("cpio")
-        .args(["--quiet", "--create", "--format=newc"])
-        .current_dir(root)
-        .stdin(Stdio::piped())
-        .stdout(File::options().append(true).open(initrd).map_err(file("open", initrd))?)
-        .spawn()
-        .map_err(|source| Error::Start { program: "cpio".into(), source })?;
-    if let Some(mut names) = archive.stdin.take() {
-        names.write_all(b"benches\nguest-read\n").map_err(file("list files for", initrd))?;
-    }
-    let status = archive.wait().map_err(file("archive", initrd))?;
-    if status.success() {
-        return Ok(());
-    }
-    Err(Error::Program { program: "cpio".into(), status, stderr: String::new() })
 }
 
 /// The server of a disk without an image, which is killed on drop.

@@ -12,6 +12,7 @@ pub mod comparison;
 pub mod comparisons;
 pub mod error;
 pub mod guest_read;
+pub mod initrd;
 pub mod measure;
 pub mod method;
 pub mod mount;

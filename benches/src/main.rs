@@ -144,15 +144,18 @@ enum Scenario {
         #[arg(long)]
         results: Option<PathBuf>,
     },
-    /// Measure the host's memory while emulated guests read their whole store: squashfs, live, persistent memory. Needs
-    /// root; drops the page cache
+    /// Measure the host's memory after emulated guests have read the beginning of their store: squashfs, live, persistent
+    /// memory. Prints each line when it is known. Needs root; drops the page cache
     Memory {
         /// The closure: `small` or `system`
         #[arg(default_value = "system")]
         closure: String,
         /// Numbers of guests
-        #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4])]
+        #[arg(long, value_delimiter = ',', default_values_t = [2, 4])]
         guests: Vec<usize>,
+        /// How much each guest reads, in MB
+        #[arg(long, default_value_t = 200)]
+        megabytes: u64,
     },
     /// Read images of one store through loop mounts with cold caches; ratios are relative to the first image
     Read {
@@ -244,10 +247,7 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         Scenario::BootWays { closure, rounds, results } => {
             keep_timings(store_ways::boot(&closure, rounds)?, results, "-boot-ways")
         }
-        Scenario::Memory { closure, guests } => {
-            print(&store_ways::memory(&closure, &guests)?);
-            Ok(())
-        }
+        Scenario::Memory { closure, guests, megabytes } => store_ways::memory(&closure, &guests, megabytes, print),
         Scenario::Read { images, rounds, every, on_disk, json } => {
             let backing = if on_disk { read::Backing::Disk } else { read::Backing::Memory };
             show_readings(&read::run(&images, read::Extent { rounds, every }, backing)?, json)

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::error::{Error, file};
+use crate::initrd::with_files;
 use crate::measure::{self, Cost};
-use crate::statistics::markdown;
 use crate::store_tree::StoreTree;
 use crate::timings::Timings;
 use crate::workspace;
@@ -50,7 +50,7 @@ pub fn start(size: &str, rounds: usize) -> Result<Timings, Error> {
             Way::Live => json!({"plan": way.plan(), "live": true}),
             _ => json!({"plan": way.plan(), "image": "store.image", "cache": here.join("cache")}),
         };
-        let spec = write_spec(here, way.name(), &bootable, &disk, &[])?;
+        let spec = write_spec(here, way.name(), (&bootable, &bootable.join("initrd")), &disk, &[])?;
         let mut command = Command::new(&programs.microvm);
         command.args(["run", "--accel", "tcg", "--state-dir", "."]).arg(spec).current_dir(here);
         command
@@ -100,13 +100,16 @@ pub fn boot(size: &str, rounds: usize) -> Result<Timings, Error> {
     let fixture = workspace::fixture(size)?;
     let directory =
         tempfile::tempdir_in(workspace::fixtures()).map_err(file("create a directory in", workspace::fixtures()))?;
+    let initrd = fixture.join("initrd");
     let mut candidates = Vec::new();
     for way in [Way::Squashfs, Way::Live, Way::Erofs, Way::Pmem] {
         let here = directory.path().join(way.name());
         fs::create_dir(&here).map_err(file("make", &here))?;
         let disk = way.store_disk(&programs, &fixture, &here)?;
-        let mount = format!("systemd.mount-extra={}", way.mount());
-        let spec = write_spec(&here, way.name(), &fixture, &disk, &[&mount, "guest.actions=report,wait"])?;
+        let [device, kind, options] = way.mount();
+        let mount = format!("systemd.mount-extra={device}:/nix/store:{kind}:{options}");
+        let system = (fixture.as_path(), initrd.as_path());
+        let spec = write_spec(&here, way.name(), system, &disk, &[&mount, "guest.actions=report,wait"])?;
         candidates.push((way.title().to_owned(), (here, spec)));
     }
     let title = format!("Booting the same emulated guest with the closure `{size}`, until it reports that it is up");
@@ -119,38 +122,34 @@ pub fn boot(size: &str, rounds: usize) -> Result<Timings, Error> {
     })
 }
 
-/// Boots several guests that read their whole store, and measures the memory that they take of the host: their own, and
-/// the page cache of what they read. Returns a table.
+/// Starts several guests that read the beginning of their store, and measures the memory that they take of the host: their
+/// own, and the page cache of what they read. Passes the lines of a table to `line`, each as soon as it is known.
 ///
 /// # Errors
 /// When a program can't be built, or a guest does not get that far.
-pub fn memory(size: &str, guests: &[usize]) -> Result<String, Error> {
+pub fn memory(size: &str, guests: &[usize], megabytes: u64, mut line: impl FnMut(&str)) -> Result<(), Error> {
     let programs = Programs::build()?;
     let fixture = workspace::fixture(size)?;
-    let header =
-        ["way", "guests", "guests' own MiB", "page cache MiB", "in all MiB", "a server's MiB"].map(String::from);
-    let mut rows = Vec::new();
+    line(
+        "| way | guests | guests' own MiB | page cache MiB | in all MiB | a server's MiB |\n| --- | ---: | ---: | ---: | ---: | ---: |\n",
+    );
     for way in [Way::Squashfs, Way::Live, Way::Pmem] {
         for count in guests {
-            let used = memory_of(&programs, &fixture, way, *count)?;
-            let mib = |bytes: u64| (bytes >> 20).to_string();
+            let started = Instant::now();
+            let used = memory_of(&programs, &fixture, way, *count, megabytes * 1_000_000)?;
+            let mib = |bytes: u64| bytes >> 20;
             let server = if used.server_bytes == 0 {
                 "-".to_owned()
             } else {
                 format!("{:.1}", used.server_bytes as f64 / 1_048_576.0)
             };
-            let all = used.own_bytes + used.cache_bytes;
-            rows.push(vec![
-                way.title().to_owned(),
-                count.to_string(),
-                mib(used.own_bytes),
-                mib(used.cache_bytes),
-                mib(all),
-                server,
-            ]);
+            let (own, cache, all) =
+                (mib(used.own_bytes), mib(used.cache_bytes), mib(used.own_bytes + used.cache_bytes));
+            line(&format!("| {} | {count} | {own} | {cache} | {all} | {server} |\n", way.title()));
+            crate::message(&format!("memory: {count} guests, {}: {} s", way.title(), started.elapsed().as_secs()));
         }
     }
-    Ok(markdown(&header, &rows))
+    Ok(())
 }
 
 struct Programs {
@@ -212,11 +211,12 @@ impl Way {
         format!("{}-plan.json", self.name())
     }
 
-    fn mount(self) -> &'static str {
+    /// Device, file system and options.
+    fn mount(self) -> [&'static str; 3] {
         match self {
-            Self::Squashfs => "/dev/vda:/nix/store:squashfs:ro",
-            Self::Erofs | Self::Live => "/dev/vda:/nix/store:erofs:ro",
-            Self::Pmem => "/dev/pmem0:/nix/store:erofs:ro,dax=always",
+            Self::Squashfs => ["/dev/vda", "squashfs", "ro"],
+            Self::Erofs | Self::Live => ["/dev/vda", "erofs", "ro"],
+            Self::Pmem => ["/dev/pmem0", "erofs", "ro,dax=always"],
         }
     }
 
@@ -247,20 +247,30 @@ struct Used {
     server_bytes: u64,
 }
 
-fn memory_of(programs: &Programs, fixture: &Path, way: Way, count: usize) -> Result<Used, Error> {
+/// The guests do not boot further than their initrd, because a booting system reads and writes other memory too.
+fn memory_of(programs: &Programs, fixture: &Path, way: Way, count: usize, bytes: u64) -> Result<Used, Error> {
     let directory =
         tempfile::tempdir_in(workspace::fixtures()).map_err(file("create a directory in", workspace::fixtures()))?;
     let here = directory.path();
     let disk = way.store_disk(programs, fixture, here)?;
+    let initrd = here.join("initrd");
+    with_files(&fixture.join("initrd"), &[("guest-memory", include_bytes!("guest-memory.sh"))], &initrd)?;
+    let [device, kind, options] = way.mount();
+    let parameters = format!(
+        "rdinit=/guest-memory memory.device={device} memory.type={kind} memory.options={options} memory.bytes={bytes}"
+    );
+    let parameters: Vec<&str> = parameters.split(' ').collect();
     let mut guests = Vec::new();
     drop_page_cache()?;
     for number in 0..count {
         let name = format!("{}-{number}", way.name());
-        let mount = format!("systemd.mount-extra={}", way.mount());
-        let spec = write_spec(here, &name, fixture, &disk, &[&mount, "guest.actions=read,wait"])?;
+        let spec = write_spec(here, &name, (fixture, &initrd), &disk, &parameters)?;
         guests.push(Guest::start(programs, here, &name, &spec)?);
     }
-    guests.iter_mut().try_for_each(Guest::wait)?;
+    for guest in &mut guests {
+        guest.wait()?;
+        guest.require(&format!("guest: bytes={bytes}\r"))?;
+    }
     let mut used = Used { own_bytes: 0, cache_bytes: cached_bytes(way, here, fixture)?, server_bytes: 0 };
     for guest in &guests {
         let process = guest.child.id();
@@ -270,14 +280,13 @@ fn memory_of(programs: &Programs, fixture: &Path, way: Way, count: usize) -> Res
             used.server_bytes = used.server_bytes.max(server_bytes(server)?);
         }
     }
-    crate::message(&format!("memory: {count} guests, {}", way.title()));
     Ok(used)
 }
 
 fn write_spec(
     directory: &Path,
     name: &str,
-    fixture: &Path,
+    (fixture, initrd): (&Path, &Path),
     disk: &Value,
     parameters: &[&str],
 ) -> Result<PathBuf, Error> {
@@ -291,7 +300,7 @@ fn write_spec(
     all.extend(parameters.iter().map(|&word| word.to_owned()));
     let machine = json!({
         "version": 1, "name": name, "hypervisor": "qemu", "mem": GUEST_MEMORY_MIB,
-        "kernel": fixture.join("vmlinux"), "initrd": fixture.join("initrd"),
+        "kernel": fixture.join("vmlinux"), "initrd": initrd,
         "storeDisk": disk, "kernelParams": all,
     });
     let spec = directory.join(format!("{name}.json"));
@@ -331,6 +340,15 @@ impl Guest {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Fails if the guest has not printed this line.
+    fn require(&self, line: &str) -> Result<(), Error> {
+        let console = fs::read_to_string(&self.console).map_err(file("read", &self.console))?;
+        if console.contains(line) {
+            return Ok(());
+        }
+        Err(Error::Unexpected(format!("the guest has not printed `{}`; its console:\n{console}", line.trim_end())))
     }
 
     /// The cost so far of the launcher, and of the hypervisor and the server if they are its children.
