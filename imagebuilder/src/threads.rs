@@ -3,7 +3,7 @@
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use std::cell::Cell;
 use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Maximum number of threads of a command. Each thread has its own buffers, and more threads than processors do not
 /// help.
@@ -34,29 +34,26 @@ pub(crate) fn map_in_parallel<Item: Sync, Product: Send>(
     items: &[Item],
     map: impl Fn(&Item) -> Product + Sync,
 ) -> Vec<Product> {
-    let next = AtomicUsize::new(0);
+    let mut products: Vec<Option<Product>> = items.iter().map(|_| None).collect();
+    let places = Mutex::new(items.iter().zip(&mut products));
+    // The guard is dropped before the item is mapped.
+    let next = || places.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = || {
-        let mut products = Vec::new();
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(index) else { return products };
-            products.push((index, map(item)));
+        while let Some((item, place)) = next() {
+            *place = Some(map(item));
         }
-    };
-    let mut in_order: Vec<Option<Product>> = items.iter().map(|_| None).collect();
-    let mut put = |products: Vec<(usize, Product)>| {
-        products.into_iter().for_each(|(index, product)| in_order[index] = Some(product));
     };
     std::thread::scope(|scope| {
         let helpers: Vec<_> = (1..threads.min(items.len()))
             .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
             .collect();
-        put(work());
+        work();
         for helper in helpers {
-            put(helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            helper.join().unwrap_or_else(|panic| resume_unwind(panic));
         }
     });
-    in_order.into_iter().flatten().collect()
+    // Every item has a product. Collecting into an `Option` needs no other vector.
+    products.into_iter().collect::<Option<_>>().unwrap_or_default()
 }
 
 /// Runs two functions in parallel, or one after the other if no thread can be started for the second.

@@ -44,7 +44,7 @@ pub fn make_pack(request: &PackRequest<'_>, cancel: &AtomicBool) -> Result<Arc<U
     let one = SinglePack::new(UnnamedFile::create_sibling(&place).map_err(fail)?);
     let mut store_path = list(request.path, request.location.to_owned())?;
     let earlier = request.earlier.and_then(|file| file.try_clone().ok());
-    store_path.earlier = earlier.and_then(|file| Earlier::open_one(file, request.settings));
+    store_path.earlier = earlier.and_then(|file| Earlier::open_one(file, request.settings)).map(Box::new);
     let store_paths = [store_path];
     let target = Target { store_paths: &store_paths, settings: request.settings, image: None, keeper: Some(&one) };
     let threads = request.jobs.clamp(1, MAX_JOBS);

@@ -146,7 +146,7 @@ impl<'a> Scanner<'a> {
                 }
             }
         }
-        let earlier = self.earlier(planned);
+        let earlier = self.earlier(planned).map(Box::new);
         Ok((InputPath { earlier, ..self.list(planned)? }, is_damaged))
     }
 
@@ -215,7 +215,7 @@ pub(super) fn list(planned: &PlannedPath, location: PathBuf) -> Result<InputPath
             Err(BuildError::Scan(vec![ScanError::NarSize { path: location, expected_bytes, actual_bytes }]))
         }
         None => {
-            let (planned, data) = (planned.clone(), PathData::Listed(listing));
+            let (planned, data) = (planned.clone(), PathData::Listed(Box::new(listing)));
             Ok(InputPath { planned, location, data, first_file: 0, earlier: None })
         }
     }

@@ -17,7 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// A store path of the image.
+/// A store path of the image. It is small, because a closure can have thousands of store paths.
 #[derive(Debug)]
 pub(super) struct InputPath {
     /// Its name and hash.
@@ -29,14 +29,14 @@ pub(super) struct InputPath {
     /// Number of its first regular file among those of the whole image.
     pub(super) first_file: usize,
     /// The pack of its earlier version, if the store path was listed.
-    pub(super) earlier: Option<Earlier>,
+    pub(super) earlier: Option<Box<Earlier>>,
 }
 
 /// The description of the files of a store path.
 #[derive(Debug)]
 pub(super) enum PathData {
     /// A listing; the content must be read.
-    Listed(Listing),
+    Listed(Box<Listing>),
     /// A pack, which has everything that the image needs.
     Packed(Box<Pack>),
 }

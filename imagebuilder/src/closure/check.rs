@@ -163,7 +163,8 @@ impl Closure {
         let mut unsorted: Vec<Option<ClosureRecord>> = records.into_iter().map(Some).collect();
         let order =
             StorePath::order(unsorted.iter().flatten().map(|record| &record.located.path), StorePath::base_name);
-        let mut records: Vec<ClosureRecord> = order.into_iter().filter_map(|number| unsorted[number].take()).collect();
+        let mut records = Vec::with_capacity(order.len());
+        records.extend(order.into_iter().filter_map(|number| unsorted[number].take()));
         records.dedup_by(|record, first| {
             let is_same = record.located.path == first.located.path;
             problems.extend(is_same.then(|| ClosureProblem::Twice {
