@@ -23,6 +23,7 @@ mod source;
 mod squashfs;
 mod steps;
 mod transfer;
+mod whole_path;
 mod work_times;
 
 pub use crate::cache::outputs::Durability;

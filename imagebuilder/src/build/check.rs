@@ -1,14 +1,14 @@
 //! Compares packs with the store, for paths without a NAR hash, and for users who do not trust the cache.
 
 use super::source::InputPath;
+use super::whole_path::WholePath;
 use super::{BuildError, CacheTrust};
 use crate::image::codec::Workspace as Decoder;
 use crate::pack::Pack;
 use crate::pack::layout::Piece;
-use crate::segment::{RANGE_BYTES, range_count, range_length};
+use crate::segment::RANGE_BYTES;
 use crate::settings::ImageSettings;
 use crate::squashfs::format::BLOCK_PLAIN;
-use crate::tree::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Returns whether the listed store path has the content that a pack describes. With
@@ -26,19 +26,20 @@ pub(super) fn matches_store(
     if pack.tree() != store_path.tree() {
         return Ok(false);
     }
-    let mut content = vec![0; RANGE_BYTES as usize];
+    let mut files = WholePath::new(store_path, cancel);
     let mut hashes = pack.range_hashes().iter();
     for node in 0..store_path.tree().len() {
-        let Entry::File { size_bytes, .. } = store_path.tree().entry(node) else { continue };
-        for range in 0..range_count(size_bytes) {
-            if cancel.load(Ordering::Relaxed) {
-                return Err(BuildError::Interrupted);
+        let (size_bytes, mut hasher, mut is_same) = (store_path.file_length(node), blake3::Hasher::new(), true);
+        files.read(node, |offset, piece| {
+            hasher.update(piece);
+            let end = offset + piece.len() as u64;
+            if end == size_bytes || end.is_multiple_of(RANGE_BYTES) {
+                is_same &= hashes.next() == Some(hasher.finalize().as_bytes());
+                hasher.reset();
             }
-            let content = &mut content[..range_length(size_bytes, range)];
-            store_path.read(node, range, content)?;
-            if hashes.next().is_none_or(|hash| blake3::hash(content).as_bytes() != hash) {
-                return Ok(false);
-            }
+        })?;
+        if !is_same {
+            return Ok(false);
         }
     }
     match trust {

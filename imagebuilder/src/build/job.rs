@@ -321,11 +321,10 @@ impl<'a> Worker<'a> {
     fn keep(&mut self, job: &KeepJob) -> Result<Completed, BuildError> {
         let Some(keeper) = self.inputs.keeper.filter(|_| job.pack.is_intact()) else { return Ok(Completed::Failed) };
         let store_path = &self.inputs.store_paths[job.store_path];
-        let mut buffer = self.take_buffer(RANGE_BYTES as usize);
-        let other_content = self.inputs.times.measure(Work::Check, Some(job.store_path), || {
-            nar_check::check(store_path, &mut buffer, self.inputs.cancel)
-        })?;
-        self.buffer = buffer;
+        let other_content = self
+            .inputs
+            .times
+            .measure(Work::Check, Some(job.store_path), || nar_check::check(store_path, self.inputs.cancel))?;
         if let Some(other_content) = other_content {
             return Ok(Completed::NarHashMismatch(other_content));
         }

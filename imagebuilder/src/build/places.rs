@@ -51,7 +51,7 @@ impl Places {
             words: Vec::new(),
             fragments: Vec::new(),
             first_files: store_paths.iter().map(|store_path| store_path.first_file).collect(),
-            by_content: HashMap::new(),
+            by_content: HashMap::with_capacity(files),
             blocks: 0,
         }
     }

@@ -322,4 +322,28 @@ mod tests {
         ];
         assert_eq!(hashed_first, expected.map(|(name, action)| (name.to_owned(), action)));
     }
+
+    #[test]
+    fn without_packs_only_small_files_of_equal_length_are_hashed() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = directory.path().join("path");
+        fs::create_dir(&location).unwrap();
+        for (name, length) in [("a", 1), ("b", 2), ("c", 3), ("d", 2), ("e", 0), ("f", 1000)] {
+            fs::write(location.join(name), vec![7; length]).unwrap();
+        }
+        let path = StorePath::from_base_name("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-path").unwrap();
+        let planned = PlannedPath { path, nar_hash: None, nar_size_bytes: None };
+        let store_paths = [super::super::scan::list(&planned, location).unwrap()];
+        for (hashes, expected) in [(SmallHashes::All, "abcd"), (SmallHashes::OfEqualLength, "bd")] {
+            let steps = steps(&store_paths, 1000, hashes, 1);
+            let small = steps.iter().flat_map(|step| match step {
+                Step::ReadSmall(files) => &files[..],
+                _ => &[],
+            });
+            let names = small.filter(|file| file.is_hashed).map(|file| store_paths[0].path_of(file.node));
+            let names: String = names.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect();
+            assert_eq!(names, expected, "{hashes:?}");
+            assert!(steps.iter().any(|step| matches!(step, Step::ReadRange { action: RangeAction::Encode, .. })));
+        }
+    }
 }

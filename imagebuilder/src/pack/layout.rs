@@ -74,7 +74,7 @@ impl Layout {
     /// the other.
     pub fn new(tree: &Tree, range_hashes: &[ContentHash], settings: &ImageSettings) -> Self {
         let mut layout = Self { input_bytes: tree.file_sizes().iter().sum(), ..Self::default() };
-        let mut first_with = HashMap::new();
+        let mut first_with = HashMap::with_capacity(tree.file_sizes().len());
         let mut rest = range_hashes;
         let (mut fragment, mut fragment_bytes) = (Vec::new(), 0_u32);
         let small_limit_bytes = settings.fragment_block_size_bytes();
