@@ -175,6 +175,9 @@ int linkat(int from, const char *source, int to, const char *target, int flags) 
 int ftruncate64(int fd, off64_t length) { return fails("write", fd) ? -1 : REAL(ftruncate64)(fd, length); }
 "#;
 
+/// An image, and its seal if it has one.
+type Made = (Vec<u8>, Option<Vec<u8>>);
+
 #[test]
 fn an_io_error_at_any_call_ends_the_build_with_a_message_or_has_no_effect() {
     if !has_tool("cc") {
@@ -182,45 +185,62 @@ fn an_io_error_at_any_call_ends_the_build_with_a_message_or_has_no_effect() {
     }
     let workspace = workspace();
     workspace.write("both", &format!("{}\n{}\n", NAMES[0], NAMES[1]));
-    workspace.run("build --paths-from both --store-dir store --no-cache -q -o both.image").success();
     workspace.run("build --paths-from a --store-dir store --cache kept -q -o kept.image").success();
     workspace.write("faults.c", FAULTS);
     let mut compiler = Command::new("cc");
     compiler.args(["-shared", "-fPIC", "-O1", "-o", "faults.so", "faults.c", "-ldl"]);
     assert!(compiler.current_dir(workspace.root()).status().unwrap().success());
-    for kind in ["write", "read", "sync", "name"] {
-        for number in 1.. {
-            // One store path comes from the cache and one does not; an older image is in place.
-            let prepare = "rm -rf cache fault out; cp -a kept cache; mkdir out; cp c.image out/image";
-            let mut shell = Command::new("sh");
-            assert!(shell.args(["-ec", prepare]).current_dir(workspace.root()).status().unwrap().success());
-            let line = "build --paths-from both --store-dir store --cache cache -q -j2 -o out/image";
-            let mut command = workspace.command(line.split(' '));
-            command.env("LD_PRELOAD", workspace.path("faults.so")).env("FAULT_MARK", workspace.path("fault"));
-            command.env("FAULT_KIND", kind).env("FAULT_AT", number.to_string());
-            let output = command.output().unwrap();
-            let stderr = String::from_utf8(output.stderr).unwrap();
-            let what = format!("{kind} {number}: {:?}: {stderr}", output.status);
-            let left: Vec<_> = fs::read_dir(workspace.path("out")).unwrap().collect();
-            assert_eq!(left.len(), 1, "{what}");
-            let (image, old, new) =
-                (workspace.read("out/image"), workspace.read("c.image"), workspace.read("both.image"));
-            match output.status.code() {
-                Some(0) => assert!(image == new, "{what}"),
-                Some(1 | 2) => {
-                    assert!(stderr.contains("error: ") && stderr.contains("(os error 5)"), "{what}");
-                    // If only syncing the directory failed, the image was already in place.
-                    assert!(image == old || image == new, "{what}");
+    for options in ["", " --verity", " --verity --format erofs"] {
+        let build = |list: &str, rest: &str| {
+            workspace.run(&format!("build --paths-from {list} --store-dir store -q{options} {rest}")).success();
+        };
+        let read = |image: &str| -> Made {
+            let seal = fs::read(workspace.path(&format!("{image}.verity.json"))).ok();
+            (workspace.read(image), seal)
+        };
+        for (list, image) in [("c", "old"), ("both", "new")] {
+            build(list, &format!("--no-cache -o {image}"));
+        }
+        let (old, new) = (read("old"), read("new"));
+        assert_eq!(old.1.is_some(), !options.is_empty());
+        for kind in ["write", "read", "sync", "name"] {
+            for number in 1.. {
+                // One store path comes from the cache and one does not; an older image is in place.
+                let prepare = "rm -rf cache fault out; cp -a kept cache; mkdir out; cp old out/image\n\
+                               if [ -e old.verity.json ]; then cp old.verity.json out/image.verity.json; fi";
+                let mut shell = Command::new("sh");
+                assert!(shell.args(["-ec", prepare]).current_dir(workspace.root()).status().unwrap().success());
+                let line =
+                    format!("build --paths-from both --store-dir store --cache cache -q -j2{options} -o out/image");
+                let mut command = workspace.command(line.split(' '));
+                command.env("LD_PRELOAD", workspace.path("faults.so")).env("FAULT_MARK", workspace.path("fault"));
+                command.env("FAULT_KIND", kind).env("FAULT_AT", number.to_string());
+                let output = command.output().unwrap();
+                let stderr = String::from_utf8(output.stderr).unwrap();
+                let what = format!("{options} {kind} {number}: {:?}: {stderr}", output.status);
+                let left: Vec<_> = fs::read_dir(workspace.path("out")).unwrap().collect();
+                assert_eq!(left.len(), if options.is_empty() { 1 } else { 2 }, "{what}");
+                let found = read("out/image");
+                match output.status.code() {
+                    Some(0) => assert!(found == new, "{what}"),
+                    Some(1 | 2) => {
+                        assert!(stderr.contains("error: ") && stderr.contains("(os error 5)"), "{what}");
+                        // The new seal is in place first, and the kernel refuses the old image with it. If only syncing
+                        // the directory failed, the image was already in place.
+                        let is_old = found.0 == old.0 && (found.1 == old.1 || found.1 == new.1);
+                        assert!(is_old || found == new, "{what}");
+                    }
+                    _ => panic!("{what}"),
                 }
-                _ => panic!("{what}"),
+                if !workspace.path("fault").exists() {
+                    assert!(number > 1 && output.status.success(), "{what}");
+                    break;
+                }
+                // Whatever remains in the cache, the next build makes the right image. It need not wait for the disk.
+                _ = fs::remove_file(workspace.path("next"));
+                build("both", "--cache cache --no-sync -o next");
+                assert!(read("next") == new, "after {what}");
             }
-            if !workspace.path("fault").exists() {
-                assert!(number > 1 && output.status.success(), "{what}");
-                break;
-            }
-            // Whatever remains in the cache, the next build makes the right image.
-            workspace.run("build --paths-from both --store-dir store --cache cache -q -o out/image").success();
-            assert!(workspace.read("out/image") == new, "after {what}");
         }
     }
 }
