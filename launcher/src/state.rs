@@ -24,7 +24,8 @@ use crate::stamp::Stamp;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{AccessFlags, Uid, access, geteuid};
-use program::place::{Directory, Place};
+use program::escape::excerpt;
+use program::place::{Directory, MAX_READ_BYTES, Place};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
@@ -34,6 +35,8 @@ use std::time::{Duration, Instant};
 
 /// How long to wait for a supervisor that cleans up after its machine.
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most characters of a parser's error that are shown.
+const MAX_REASON_CHARACTERS: usize = 200;
 /// The file that contains the [`RunningMachine`].
 const PROCESS: &str = "process.json";
 /// The file that contains the [`StartingMachine`].
@@ -72,12 +75,12 @@ pub enum StateError {
         source: io::Error,
     },
     /// A state file that is damaged or was written by another release.
-    #[error("{path}: {source}; remove it if no machine runs from it")]
+    #[error("{path}: {reason}; remove it if no machine runs from it")]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The error of the JSON parser.
-        source: serde_json::Error,
+        /// The error of the JSON parser, shortened: it quotes values of the machine's user.
+        reason: String,
     },
 }
 
@@ -491,11 +494,19 @@ impl MachineState {
 
     /// Reads a state file, and returns its content and its owner.
     fn read<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<(T, Uid)>, StateError> {
+        self.read_at_most(name, MAX_READ_BYTES)
+    }
+
+    fn read_at_most<T: for<'de> Deserialize<'de>>(
+        &self,
+        name: &str,
+        limit_bytes: u64,
+    ) -> Result<Option<(T, Uid)>, StateError> {
         let path = self.file(name);
-        match Place::nofollow(&path).and_then(|place| place.read()) {
+        match Place::nofollow(&path).and_then(|place| place.read_at_most(limit_bytes)) {
             Ok(Some((text, writer))) => match serde_json::from_slice(&text) {
                 Ok(value) => Ok(Some((value, writer))),
-                Err(source) => Err(StateError::Unreadable { path, source }),
+                Err(error) => Err(StateError::Unreadable { path, reason: parser_reason(&error) }),
             },
             Ok(None) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -512,6 +523,11 @@ impl MachineState {
         });
         written.map_err(|source| StateError::File { path, source })
     }
+}
+
+/// Returns the error of a JSON parser for a record that another user may have written.
+pub(crate) fn parser_reason(error: &serde_json::Error) -> String {
+    excerpt(&error.to_string(), MAX_REASON_CHARACTERS).into_owned()
 }
 
 /// Whether both paths refer to the same directory.

@@ -23,7 +23,7 @@ use crate::refusal::Refusal;
 use crate::shutdown::{StopError, StopTarget, stop};
 use crate::spec::MachineSpec;
 use crate::stamp::{self, BorrowedIdentity, Stamp, StampError};
-use crate::state::{Activity, MachineState, ProcessIdentity, StateError};
+use crate::state::{Activity, MachineState, ProcessIdentity, StateError, parser_reason};
 use crate::validate::{CheckedSpec, check};
 use crate::volumes::{CopyError, is_almost_full};
 use files::Unfinished;
@@ -99,12 +99,12 @@ pub enum SuspendError {
         source: io::Error,
     },
     /// The description of the suspended machine cannot be read.
-    #[error("{path}: {source}; it was written by another release, or is damaged")]
+    #[error("{path}: {reason}; it was written by another release, or is damaged")]
     Unreadable {
         /// The file.
         path: HostPath,
-        /// The error of the JSON parser.
-        source: serde_json::Error,
+        /// The error of the JSON parser, shortened: it quotes values of the machine's user.
+        reason: String,
     },
     /// The disk is probably full.
     #[error(
@@ -292,8 +292,9 @@ fn require_suspendable(stamp: &Stamp, launch: &Launch) -> Result<(), SuspendErro
 }
 
 fn checked_spec(stamp: &Stamp, launch: &Launch) -> Result<CheckedSpec, SuspendError> {
-    let spec: MachineSpec = serde_json::from_value(stamp.machine_spec.clone())
-        .map_err(|source| SuspendError::Unreadable { path: launch.working_directory.clone(), source })?;
+    let spec: MachineSpec = serde_json::from_value(stamp.machine_spec.clone()).map_err(|error| {
+        SuspendError::Unreadable { path: launch.working_directory.clone(), reason: parser_reason(&error) }
+    })?;
     // It was valid when the machine was started.
     check(&spec).map_err(|_| SuspendError::NoStamp(launch.name.clone()))
 }

@@ -9,6 +9,18 @@ pub fn one_line(text: &str) -> Cow<'_, str> {
     escaped(text, char::is_control)
 }
 
+/// Shows a text like [`one_line`]. Of a longer text, shows the beginning and the end, each with half of that many characters.
+pub fn excerpt(text: &str, most_characters: usize) -> Cow<'_, str> {
+    let length = text.chars().count();
+    if length <= most_characters {
+        return one_line(text);
+    }
+    let half = most_characters / 2;
+    let begin: String = text.chars().take(half).collect();
+    let end: String = text.chars().skip(length - half).collect();
+    Cow::Owned(format!("{}…{}", one_line(&begin), one_line(&end)))
+}
+
 /// Escapes all control characters except newlines and tabs.
 pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |character| character.is_control() && character != '\n' && character != '\t')
@@ -71,6 +83,12 @@ mod tests {
         assert_eq!(one_line("a\u{1b}[31mred\nerror: no\r\u{9b}x"), "a\\u{1b}[31mred\\nerror: no\\r\\u{9b}x");
         assert_eq!(lines("a\u{1b}[31m\n\tb"), "a\\u{1b}[31m\n\tb");
         assert!(matches!(one_line("Grüße 'quoted' \\n"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn of_a_long_text_the_beginning_and_the_end_are_shown() {
+        assert_eq!(excerpt("short\n", 6), "short\\n");
+        assert_eq!(excerpt("é123456789", 4), "é1…89");
     }
 
     #[test]

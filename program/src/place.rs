@@ -298,13 +298,21 @@ impl Place {
     /// # Errors
     /// The same as [`Place::open`]; also fails if the file is longer than [`MAX_READ_BYTES`].
     pub fn read(&self) -> io::Result<Option<(Vec<u8>, Uid)>> {
+        self.read_at_most(MAX_READ_BYTES)
+    }
+
+    /// Reads a file of at most that many bytes like [`Place::read`].
+    ///
+    /// # Errors
+    /// The same as [`Place::open`]; also fails if the file is longer.
+    pub fn read_at_most(&self, limit_bytes: u64) -> io::Result<Option<(Vec<u8>, Uid)>> {
         let file = match self.open(OFlag::O_RDONLY) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
         let owner = Uid::from_raw(fstat(&file)?.st_uid);
-        Ok(Some((read_up_to(file, MAX_READ_BYTES)?, owner)))
+        Ok(Some((read_up_to(file, limit_bytes)?, owner)))
     }
 
     /// Opens the file, or creates an empty one with `mode`.

@@ -22,6 +22,8 @@ pub(crate) struct KnownMachine {
     pub(crate) activity: Activity,
     /// The most recent launch, or the spec's. `None` for a machine of this host that was never started.
     pub(crate) launch: Option<Launch>,
+    /// Its state directory. `None` if only its name is known, and it is not a machine of this host.
+    pub(crate) directory: Option<PathBuf>,
     /// The state directory of another running machine that has the same name.
     pub(crate) elsewhere: Option<PathBuf>,
 }
@@ -92,7 +94,8 @@ fn find_by_spec(path: &Path, overrides: &Overrides, runtime: &RuntimeDirectory) 
         (Activity::Running(_), Some(launch)) => launch,
         _ => launch_of(&spec, overrides, runtime, &watch_signals()?)?,
     };
-    Ok(KnownMachine { state, activity, launch: Some(launch), elsewhere })
+    let directory = Some(directory.as_path().to_owned());
+    Ok(KnownMachine { state, activity, launch: Some(launch), directory, elsewhere })
 }
 
 /// Finds the machine by its name.
@@ -117,7 +120,8 @@ pub(crate) fn find_by_name(name: &str, runtime: &RuntimeDirectory) -> Result<Kno
         let problem = format!("no machine `{name}` has been started");
         return Err(Failure::usage(problem).with_hint(hint));
     }
-    Ok(KnownMachine { state, activity, launch, elsewhere: None })
+    let directory = of_host.map(|machine| machine.directory);
+    Ok(KnownMachine { state, activity, launch, directory, elsewhere: None })
 }
 
 /// Returns the launch of a spec on this host.

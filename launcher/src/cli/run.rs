@@ -5,6 +5,7 @@ use super::machine::{checked, facts_for, failed, watch_signals};
 use super::spec_file::{Overrides, SpecArguments, lowered, read_with_origin};
 use super::stop::StopTimeout;
 use super::suspend_failure::{resume_failure, same_mac_failure};
+use launcher::interruption::Interruption;
 use launcher::run::{Lowered, RunError, STOP_TIMEOUT, Start, Supervision, run as start};
 use launcher::state::RuntimeDirectory;
 use program::failure::Failure;
@@ -32,17 +33,32 @@ pub(super) fn run_suspended(spec: &Path, overrides: &Overrides) -> Result<(), Fa
     run(&Arguments { spec, supervise: true, stop_timeout: StopTimeout { seconds: STOP_TIMEOUT.as_secs() } })
 }
 
+/// Records that a start was refused because of its spec, so that `status` does not show the reason of an earlier start. If
+/// that is impossible, because the name is invalid or the machine runs, only the caller reports the reason.
+fn record_refused(name: &str, overrides: &Overrides, failure: &Failure, interruption: &Interruption) {
+    let Ok(directory) = overrides.state_directory() else { return };
+    let runtime = RuntimeDirectory::locate().map_err(RunError::from);
+    if let Ok(begun) = runtime.and_then(|runtime| Start::begin(&runtime, name, &directory, interruption)) {
+        begun.record_failure(failure.reasons().to_vec());
+    }
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let options = if arguments.supervise { &["--supervise"][..] } else { &[] };
     if let Some(failure) = run_by_name(&arguments.spec.spec, options) {
         return Err(failure);
     }
     let overrides = &arguments.spec.overrides;
-    let (spec, origin) = read_with_origin(&arguments.spec.spec, overrides)?;
+    let found = read_with_origin(&arguments.spec.spec, overrides);
     // Not before, because a signal must end the wait for a spec from stdin.
     let interruption = watch_signals()?;
-    // Checked before the start is recorded under the spec's name, which may be invalid.
-    let checked = checked(&spec)?;
+    let (spec, origin) = found.inspect_err(|failure| {
+        if let Ok(Some(name)) = overrides.name_on_host() {
+            record_refused(&name, overrides, failure, &interruption);
+        }
+    })?;
+    let checked =
+        checked(&spec).inspect_err(|failure| record_refused(&spec.name, overrides, failure, &interruption))?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let directory = overrides.state_directory()?;
     let begun = Start::begin(&runtime, &spec.name, &directory, &interruption).map_err(failed)?;

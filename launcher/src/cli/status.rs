@@ -10,7 +10,7 @@ use launcher::state::{Activity, MachineState, RunningMachine, RuntimeDirectory, 
 use launcher::suspend::{SuspendError, SuspendedState};
 use program::escape::one_line;
 use program::failure::Failure;
-use program::output::print;
+use program::output::{message, print};
 use program::spelling::nearest;
 use serde_json::{Value, json};
 
@@ -45,6 +45,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     } else {
         print(rows.iter().map(Row::text).collect::<String>())?;
     }
+    for (name, warning) in rows.iter().filter_map(|row| Some((&row.name, row.warning.as_ref()?))) {
+        message(&format!("warning: {name}: {warning}"));
+    }
     let problems: Vec<_> = rows.into_iter().filter_map(|row| Some(format!("{}: {}", row.name, row.problem?))).collect();
     if problems.is_empty() { Ok(()) } else { Err(Failure::problems(problems)) }
 }
@@ -64,6 +67,7 @@ fn row(name: String, runtime: &RuntimeDirectory) -> Row {
         activity: Activity::Stopped,
         is_suspended: false,
         failure: Vec::new(),
+        warning: None,
         problem: Some(problem),
     };
     let (state, phase) = match inspect(&name, runtime) {
@@ -76,18 +80,17 @@ fn row(name: String, runtime: &RuntimeDirectory) -> Row {
     };
     let is_down = activity == Activity::Stopped && phase != Phase::Running;
     let failure = if is_down { failure(&name, &state) } else { Ok(Vec::new()) };
-    // Only the reason is unknown then.
-    let (failure, unreadable) = match failure {
+    let (failure, warning) = match failure {
         Ok(failure) => (failure, None),
         Err(error) => (Vec::new(), Some(error.to_string())),
     };
     let is_suspended = if phase == Phase::Stopped { is_suspended(&name, launch.as_ref()) } else { Ok(false) };
     let (is_suspended, problem) = match is_suspended {
-        Ok(is_suspended) => (is_suspended, unreadable),
+        Ok(is_suspended) => (is_suspended, None),
         Err(error) => (false, Some(error.to_string())),
     };
     let hypervisor = launch.map(|launch| launch.hypervisor.to_string());
-    Row { name, hypervisor, phase: Some(phase), activity, is_suspended, failure, problem }
+    Row { name, hypervisor, phase: Some(phase), activity, is_suspended, failure, warning, problem }
 }
 
 struct Row {
@@ -99,7 +102,9 @@ struct Row {
     is_suspended: bool,
     /// Why its start or its last run failed; empty if it has not failed.
     failure: Vec<String>,
-    /// Why something about the machine cannot be read.
+    /// Why it is not known whether its start or its last run failed.
+    warning: Option<String>,
+    /// Why its state cannot be read.
     problem: Option<String>,
 }
 
@@ -123,7 +128,7 @@ impl Row {
             "running": self.phase.map(|phase| phase == Phase::Running),
             "processes": self.activity.running(),
             "failure": Some(&self.failure).filter(|failure| !failure.is_empty()),
-            "problem": self.problem,
+            "problem": self.problem.as_ref().or(self.warning.as_ref()),
         })
     }
 

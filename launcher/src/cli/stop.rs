@@ -1,8 +1,9 @@
 //! `microvm stop`: stops a machine, gracefully if possible, or ends its start.
 
 use super::host_machine::active_service;
-use super::machine::{KnownMachine, failed, find_as_recorder};
+use super::machine::{KnownMachine, failed, find};
 use super::spec_file::Overrides;
+use launcher::imperative::{Layout, Service};
 use launcher::network::remove_made;
 use launcher::run::{STOP_TIMEOUT, clean_up_stopped};
 use launcher::shutdown::{StopTarget, Stopped, end_start, stop};
@@ -48,7 +49,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(service) = active_service(&arguments.machine) {
         return service.command("stop").map_err(failed);
     }
-    let machine = find_as_recorder(&arguments.machine, &arguments.overrides)?;
+    let machine = find(&arguments.machine, &arguments.overrides)?;
+    forget_failed_units(&machine);
+    machine.become_recorder()?;
     let name = machine.state.name();
     if let Some(elsewhere) = &machine.elsewhere {
         let (own, other) = (arguments.overrides.state_directory()?, elsewhere.display());
@@ -57,6 +60,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     stop_found(machine, timeout)
+}
+
+/// Lets the units of a stopped machine of this host count as inactive, before this process becomes the machine's user.
+fn forget_failed_units(machine: &KnownMachine) {
+    let layout = Layout::of_environment();
+    let of_host = machine.directory.as_ref().and_then(|directory| layout.machine_in(directory));
+    if let (Activity::Stopped, Some(of_host)) = (&machine.activity, of_host) {
+        Service::of(&of_host.name).forget_failures();
+    }
+}
+
+/// Forgets why a stopped machine has failed.
+fn forget_failure(machine: &KnownMachine) {
+    match &machine.directory {
+        Some(directory) => machine.state.clear_failure_in(directory),
+        None => machine.state.clear_failure(),
+    }
 }
 
 fn stop_found(machine: KnownMachine, timeout: Duration) -> Result<(), Failure> {
@@ -91,14 +111,13 @@ fn stop_start(machine: KnownMachine, timeout: Duration) -> Result<Option<KnownMa
 fn stop_machine(machine: &KnownMachine, timeout: Duration) -> Result<(), Failure> {
     let name = machine.state.name();
     let Some(launch) = &machine.launch else {
-        machine.state.clear_failure();
+        forget_failure(machine);
         message(&format!("{name} is not running"));
         return Ok(());
     };
     let running = machine.activity.running();
     if running.is_none() {
-        // As `systemctl stop` does for a failed service.
-        machine.state.clear_failure();
+        forget_failure(machine);
     }
     // Kept until the supervisor has ended, which `clean_up` waits for.
     let _request = running.map(|running| machine.state.request_stop(running.hypervisor));

@@ -2,8 +2,8 @@
 //! run` with its spec. All commands that need to know whether a machine runs use this module.
 
 use super::layout::Machine;
-use super::service::{Service, ServiceState};
-use crate::state::{Activity, MachineState, RuntimeDirectory, StateError, is_same_directory};
+use super::service::{FailedUnit, Service, ServiceState};
+use crate::state::{Activity, MachineState, RunFailure, RuntimeDirectory, StateError, is_same_directory};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
@@ -64,7 +64,7 @@ impl MachineActivity {
     }
 }
 
-/// Returns why a machine of this host failed to start, or why its last run failed: what its launcher recorded, or else which
+/// Returns why a machine of this host failed to start, or why its last run failed: what its launcher recorded, and which
 /// units systemd reports as failed. Empty if it has not failed.
 ///
 /// # Errors
@@ -75,8 +75,21 @@ pub fn last_failure(machine: &Machine) -> Result<Vec<String>, StateError> {
         Err(StateError::NoRuntimeDirectory) => None,
         Err(error) => return Err(error),
     };
-    let recorded = recorded.map(|failure| failure.problems);
-    Ok(recorded.unwrap_or_else(|| Service::of(&machine.name).failures()))
+    let service = Service::of(&machine.name);
+    Ok(reasons(recorded, &service, &service.failed_units()))
+}
+
+/// Returns all reasons that concern the most recent start.
+fn reasons(recorded: Option<RunFailure>, service: &Service, failed: &[FailedUnit]) -> Vec<String> {
+    let Some(recorded) = recorded else { return failed.iter().map(ToString::to_string).collect() };
+    let own = failed.iter().find(|unit| service.is(unit));
+    if own.is_some_and(|unit| unit.has_started_after(recorded.unix_seconds)) {
+        // That start failed before its launcher could record it, or remove the record of an earlier one.
+        return failed.iter().map(ToString::to_string).collect();
+    }
+    // The launcher has recorded why the service failed. The units around it fail for other reasons.
+    let others = failed.iter().filter(|unit| !service.is(unit)).map(ToString::to_string);
+    recorded.problems.into_iter().chain(others).collect()
 }
 
 /// Returns the state of a machine of this host: the one under its own name, or under another name if the machine was

@@ -4,7 +4,7 @@ use super::activity::{LockAttempt, MachineActivity, Phase, try_lock};
 use super::create::remove_directory;
 use super::layout::{Layout, Machine, remove_link, rename};
 use super::lock::{MachineLock, NamesLock};
-use super::service::is_declared;
+use super::service::{Service, is_declared};
 use super::{ImperativeError, MachineName};
 use crate::state::RuntimeDirectory;
 use std::path::PathBuf;
@@ -57,6 +57,10 @@ pub fn delete(layout: &Layout, name: &MachineName) -> Result<(), ImperativeError
         LockAttempt::HeldElsewhere => return Err(ImperativeError::Running(name.to_string())),
         held => held,
     };
+    // Otherwise a new machine of this name has failed before its first start. The directory must still be there to be compared.
+    if let Ok(state) = RuntimeDirectory::locate().and_then(|runtime| runtime.machine(name.as_str())) {
+        state.clear_failure_in(&machine.directory);
+    }
     let unfinished = layout.unfinished(&machine);
     match (layout.existing(name), missing) {
         // Another process has created it while this one waited for the lock.
@@ -73,10 +77,7 @@ pub fn delete(layout: &Layout, name: &MachineName) -> Result<(), ImperativeError
     layout.remove_gc_roots(&machine)?;
     drop(names);
     remove_link(&layout.building(&machine))?;
-    // Otherwise a new machine of this name has failed before its first start.
-    if let Ok(state) = RuntimeDirectory::locate().and_then(|runtime| runtime.machine(name.as_str())) {
-        state.clear_failure();
-    }
+    Service::of(name).forget_failures();
     remove_directory(&unfinished)
 }
 

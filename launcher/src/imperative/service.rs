@@ -2,9 +2,11 @@
 
 use super::{ImperativeError, MachineName};
 use crate::host::{first_output, last_output};
+use nix::time::ClockId;
+use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The arguments of busctl that call a method of systemd-machined: org.freedesktop.machine1(5).
 const MACHINED: [&str; 4] =
@@ -52,12 +54,27 @@ impl Service {
         }
     }
 
-    /// Returns which units of the machine have failed in systemd, with systemd's reasons. Empty without systemd.
-    pub fn failures(&self) -> Vec<String> {
+    /// Returns which units of the machine have failed in systemd. Empty without systemd.
+    pub fn failed_units(&self) -> Vec<FailedUnit> {
         let mut command = Command::new("systemctl");
-        command.args(["show", "--property=Id,ActiveState,Result", &self.unit]).args(self.helpers());
+        let properties = "--property=Id,ActiveState,Result,ExecMainStartTimestampMonotonic";
+        command.args(["show", properties, &self.unit]).args(self.helpers());
         let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output();
         failed_units(&output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default())
+    }
+
+    /// Lets the units of the machine that have failed count as inactive. systemd lets only root do that.
+    pub fn forget_failures(&self) {
+        let failed = self.failed_units();
+        if !failed.is_empty() {
+            let mut command = Command::new("systemctl");
+            quiet(command.args(["reset-failed", "--no-ask-password"]).args(failed.iter().map(|unit| &unit.name)));
+        }
+    }
+
+    /// Whether this is the machine's service, and not a unit around it.
+    pub(super) fn is(&self, failed: &FailedUnit) -> bool {
+        failed.name == self.unit
     }
 
     /// Whether systemd runs this host and has the unit. If systemd does not answer, it is assumed to have it: a machine
@@ -203,13 +220,41 @@ fn run(arguments: &[&str]) -> Result<(), ImperativeError> {
     Err(ImperativeError::Program { program, status, output: String::new() })
 }
 
+/// A unit of a machine that has failed in systemd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedUnit {
+    /// The name of the unit.
+    name: String,
+    /// The reason: `Result` in org.freedesktop.systemd1(5).
+    result: String,
+    /// When its main process was started last, in microseconds of the monotonic clock; 0 if it was not.
+    started: u64,
+}
+
+impl FailedUnit {
+    /// Whether its main process was started last after that time, in seconds since 1970.
+    pub(super) fn has_started_after(&self, unix_seconds: u64) -> bool {
+        let now = |clock: ClockId| clock.now().map_or(Duration::ZERO, Duration::from);
+        let age = now(ClockId::CLOCK_MONOTONIC).saturating_sub(Duration::from_micros(self.started));
+        now(ClockId::CLOCK_REALTIME).saturating_sub(age).as_secs() > unix_seconds
+    }
+}
+
+impl Display for FailedUnit {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} has failed: {}", self.name, self.result)
+    }
+}
+
 /// Returns the failed units in the output of `systemctl show`, which separates units by empty lines.
-fn failed_units(properties: &str) -> Vec<String> {
+fn failed_units(properties: &str) -> Vec<FailedUnit> {
     let failed = properties.split("\n\n").filter_map(|unit| {
         let value = |name: &str| unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-        let is_failed = value("ActiveState") == Some("failed");
-        is_failed
-            .then(|| format!("{} has failed: {}", value("Id").unwrap_or_default(), value("Result").unwrap_or_default()))
+        (value("ActiveState") == Some("failed")).then(|| FailedUnit {
+            name: value("Id").unwrap_or_default().to_owned(),
+            result: value("Result").unwrap_or_default().to_owned(),
+            started: value("ExecMainStartTimestampMonotonic").and_then(|time| time.parse().ok()).unwrap_or_default(),
+        })
     });
     failed.collect()
 }
@@ -300,7 +345,8 @@ mod tests {
         let shown = "Id=microvm@web.service\nActiveState=inactive\nResult=dependency\n\n\
                      Id=microvm-root@web.service\nActiveState=failed\nResult=exit-code\n\n\
                      Id=microvm-virtiofsd@web.service\nActiveState=active\nResult=success\n";
-        assert_eq!(failed_units(shown), ["microvm-root@web.service has failed: exit-code"]);
+        let texts: Vec<_> = failed_units(shown).iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["microvm-root@web.service has failed: exit-code"]);
         assert!(failed_units("").is_empty());
     }
 }

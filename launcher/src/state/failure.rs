@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// The file that contains the [`RunFailure`].
 const FAILURE: &str = "failure.json";
+/// The longest record: all reasons and the longest path, with every character escaped.
+const MAX_RECORD_BYTES: u64 = 64 << 10;
 /// Maximum number of reasons that are recorded or shown.
 const MAX_PROBLEMS: usize = 8;
 /// Maximum length of a reason, in characters. The machine's user writes the record, and root shows it.
@@ -38,7 +40,7 @@ impl MachineState {
     /// # Errors
     /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn failure(&self) -> Result<Option<RunFailure>, StateError> {
-        let found: Option<(RunFailure, _)> = self.read(FAILURE)?;
+        let found: Option<(RunFailure, _)> = self.read_at_most(FAILURE, MAX_RECORD_BYTES)?;
         Ok(found.map(|(failure, _)| RunFailure { problems: shortened(failure.problems), ..failure }))
     }
 
@@ -50,9 +52,17 @@ impl MachineState {
         Ok(self.failure()?.filter(|failure| is_same_directory(&failure.working_directory, directory)))
     }
 
-    /// Removes the record: at the next start, when the stopped machine is stopped again, and when it is deleted.
+    /// Removes the record, as at the next start.
     pub fn clear_failure(&self) {
         self.remove(FAILURE);
+    }
+
+    /// Removes the record when the stopped machine in this state directory is stopped again, and when it is deleted. That of
+    /// a machine of the same name in another directory stays. An unreadable one is nobody's.
+    pub fn clear_failure_in(&self, directory: &Path) {
+        if !matches!((self.failure(), self.failure_in(directory)), (Ok(Some(_)), Ok(None))) {
+            self.clear_failure();
+        }
     }
 }
 
@@ -80,7 +90,10 @@ mod tests {
         state.lock_for_start(&other).unwrap().record_failure(vec!["no kernel".to_owned()]);
         assert_eq!(state.failure_in(&web).unwrap(), None);
         assert_eq!(state.failure_in(&other).unwrap().unwrap().problems, ["no kernel"]);
-        state.clear_failure();
+        // Stopping or deleting this machine does not remove it either.
+        state.clear_failure_in(&web);
+        assert_eq!(state.failure_in(&other).unwrap().unwrap().problems, ["no kernel"]);
+        state.clear_failure_in(&other);
         assert_eq!(state.failure().unwrap(), None);
     }
 
@@ -90,10 +103,21 @@ mod tests {
         let state = RuntimeDirectory::at(runtime.path()).machine("web").unwrap();
         drop(state.lock_for_start(Path::new("/var/lib/web")).unwrap());
         let record = serde_json::json!({
-            "problems": vec!["é".repeat(1 << 20); 20], "unixSeconds": 1, "workingDirectory": "/var/lib/web", "later": 1,
+            "problems": vec!["é".repeat(1 << 10); 20], "unixSeconds": 1, "workingDirectory": "/var/lib/web", "later": 1,
         });
-        fs::write(runtime.path().join("web").join(FAILURE), record.to_string()).unwrap();
+        let write = |text: &str| fs::write(runtime.path().join("web").join(FAILURE), text).unwrap();
+        write(&record.to_string());
         let problems = state.failure().unwrap().unwrap().problems;
         assert_eq!(problems, vec![format!("{}…", "é".repeat(MAX_PROBLEM_LENGTH)); MAX_PROBLEMS]);
+        // A value of another type was quoted whole, and a record of 64 MiB was read.
+        write(&format!("\"{}\"", "x".repeat(60 << 10)));
+        let error = state.failure().unwrap_err().to_string();
+        assert!(error.len() < 600 && error.contains("xxx…xxx") && error.contains("RunFailure at line 1"), "{error}");
+        write(&" ".repeat(1 << 20));
+        let error = state.failure().unwrap_err().to_string();
+        assert!(error.ends_with("it is longer than 64 KiB, the limit for such a file"), "{error}");
+        // It belongs to no machine, so each of them may remove it.
+        state.clear_failure_in(Path::new("/var/lib/web"));
+        assert_eq!(state.failure().unwrap(), None);
     }
 }

@@ -5,6 +5,7 @@ use super::SuspendError;
 use crate::launch::{COMPLETE, INCOMPLETE, Launch, REFUSED, SAVED_FILE, STAMP, suspended_directory};
 use crate::path::HostPath;
 use crate::stamp::Stamp;
+use crate::state::parser_reason;
 use nix::fcntl::OFlag;
 use nix::libc::{S_IFDIR, S_IFMT, S_IFREG};
 use program::place::{Directory, Place, descriptor_path};
@@ -52,7 +53,8 @@ impl SuspendedState {
         let path = HostPath::from(STAMP).below(&self.complete());
         match Place::nofollow(path.as_path()).and_then(|place| place.read()) {
             Ok(Some((text, _))) => {
-                serde_json::from_slice(&text).map(Some).map_err(|source| SuspendError::Unreadable { path, source })
+                let unreadable = |error| SuspendError::Unreadable { path, reason: parser_reason(&error) };
+                serde_json::from_slice(&text).map(Some).map_err(unreadable)
             }
             Ok(None) => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -65,6 +65,85 @@ fn a_machine_whose_unit_failed_is_shown_with_the_unit() {
     assert_eq!((&rows[0]["activity"], &rows[0]["failure"]), (&json!("failed"), &json!([reason])));
 }
 
+/// Writes the record of a failure in that second.
+fn write_failure(host: &Host, directory: &str, unix_seconds: u64) {
+    let directory = host.path(directory);
+    let record = json!({"problems": ["no kernel"], "unixSeconds": unix_seconds, "workingDirectory": directory});
+    fs::write(host.path("run/web/failure.json"), record.to_string()).expect("a record");
+}
+
+#[test]
+fn a_recorded_failure_hid_newer_ones_and_stop_and_delete_left_the_failed_units() {
+    let host = Host::new(&["web"]);
+    symlink("/nix/store/runner", host.path("machines/web/current")).expect("a link");
+    fs::create_dir(host.path("bin")).expect("a directory");
+    // The service has started when the host did. Until the units are reset, they have failed.
+    let shown = "Id=microvm@web.service\\nActiveState=failed\\nResult=exit-code\\nExecMainStartTimestampMonotonic=1\\n\\n\
+                 Id=microvm-virtiofsd@web.service\\nActiveState=failed\\nResult=signal\\n";
+    let reset = host.path("reset");
+    let script = format!(
+        "#!/bin/sh\ncase $* in *Result*) [ -e {0} ] || printf '{shown}' ;; reset-failed*) echo \"$*\" >{0} ;; esac\n",
+        reset.display()
+    );
+    testing::write_program(&host.path("bin/systemctl"), &script);
+    let microvm = |arguments: &[&str]| {
+        let search_path = format!("{}:/usr/bin:/bin", host.path("bin").display());
+        let output = host.command(arguments).env("PATH", search_path).output().expect("microvm runs");
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let helper = "microvm-virtiofsd@web.service has failed: signal";
+    write_failure(&host, "machines/web", 1);
+    let both = format!("web  -  failed: microvm@web.service has failed: exit-code; {helper}\n");
+    assert_eq!(microvm(&["status"]), both);
+    // Longer than the host can have run.
+    write_failure(&host, "machines/web", u64::MAX / 2);
+    assert_eq!(microvm(&["status"]), format!("web  -  failed: no kernel; {helper}\n"));
+
+    let units = "reset-failed --no-ask-password microvm@web.service microvm-virtiofsd@web.service\n";
+    microvm(&["stop", "web"]);
+    assert_eq!(microvm(&["status"]), "web  -  stopped\n");
+    assert_eq!(fs::read_to_string(&reset).expect("the units are reset"), units);
+    fs::remove_file(&reset).expect("they have failed again");
+    // The record of a machine of this name in another directory is not that of the deleted one.
+    write_failure(&host, "elsewhere", 1);
+    microvm(&["delete", "--yes", "web"]);
+    assert_eq!(fs::read_to_string(&reset).expect("the units are reset"), units);
+    assert!(host.path("run/web/failure.json").exists());
+}
+
+#[test]
+fn an_unreadable_record_of_a_failure_made_status_fail() {
+    let host = Host::new(&["web"]);
+    fs::write(host.path("run/web/failure.json"), "{").expect("a record");
+    let status = host.microvm(&["status"]);
+    assert_eq!((status.status.code(), stdout(&status).as_str()), (Some(0), "web  -  stopped\n"));
+    let printed = stderr(&status);
+    assert!(printed.starts_with("warning: web: ") && printed.contains("failure.json: EOF while parsing"), "{printed}");
+    let document: Value = serde_json::from_slice(&host.microvm(&["status", "--json"]).stdout).expect("JSON");
+    assert!(document[0]["problem"].as_str().expect("a problem").contains("failure.json"), "{document}");
+}
+
+#[test]
+fn a_start_with_an_invalid_spec_left_the_reason_of_an_earlier_failure() {
+    let host = Host::new(&["web"]);
+    let directory = host.path("machines/web");
+    let (spec, state) = (host.path("web.json"), directory.to_str().expect("UTF-8").to_owned());
+    let spec = spec.to_str().expect("UTF-8");
+    for (text, code, reason) in
+        [(r#"{"version": 1, "name": "web", "kernel": "/k/bzImage", "mem": 0}"#, 2, "mem: "), ("{", 2, "web.json: ")]
+    {
+        fs::write(spec, text).expect("a spec");
+        write_failure(&host, "machines/web", 1);
+        let started = host.microvm(&["run", spec, "--name", "web", "--state-dir", &state]);
+        assert_eq!(started.status.code(), Some(code), "{}", stderr(&started));
+        let record: Value =
+            serde_json::from_slice(&fs::read(host.path("run/web/failure.json")).expect("a record")).expect("JSON");
+        let problem = record["problems"][0].as_str().expect("a reason");
+        assert!(problem.contains(reason) && stderr(&started).contains(problem), "{problem}: {}", stderr(&started));
+    }
+}
+
 #[test]
 fn one_damaged_record_does_not_hide_the_other_machines() {
     let host = Host::new(&["broken", "cut", "web"]);
