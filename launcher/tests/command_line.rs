@@ -331,6 +331,7 @@ fn sigterm_was_not_heard_while_a_spec_was_read_from_stdin() {
         &["tap", "up", "-"],
         &["virtiofsd", "-"],
         &["check", "-"],
+        &["suspend", "-"],
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_microvm"));
         command.args(arguments).env("MICROVM_RUNTIME_DIR", directory.path()).current_dir(directory.path());

@@ -55,11 +55,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if machines.is_empty() && unknown.is_empty() {
         message("no machine is running");
     }
-    let suspended = interruptible(|is_interrupted| {
-        in_parallel(&machines, |machine| suspend_machine(machine, &arguments.overrides, is_interrupted))
-    })?;
-    let count = suspended.len();
-    let mut failures: Vec<Failure> = suspended.into_iter().filter_map(Result::err).collect();
+    let (mut targets, mut failures) = (Vec::new(), Vec::new());
+    for machine in machines {
+        match Target::of(machine, &arguments.overrides) {
+            Ok(target) => targets.push(target),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    let count = targets.len() + failures.len();
+    let suspended =
+        interruptible(|is_interrupted| in_parallel(&targets, |target| suspend_machine(target, is_interrupted)))?;
+    failures.extend(suspended.into_iter().filter_map(Result::err));
     if count > 1 {
         message(&format!("{} of {count} machines are suspended", count - failures.len()));
     }
@@ -111,13 +117,35 @@ fn running_machines() -> Result<(Vec<String>, Vec<Failure>), Failure> {
     Ok((names, unknown))
 }
 
-fn suspend_machine(machine: &str, overrides: &Overrides, is_interrupted: &AtomicBool) -> Result<(), Failure> {
-    if let Some(service) = active_service(machine) {
-        report_saved(machine, &suspend_service(machine, &service)?);
-        return Ok(());
+/// A machine to suspend.
+enum Target {
+    Name(String),
+    Found(Box<KnownMachine>),
+}
+
+impl Target {
+    /// Reads a spec, which stdin may provide slowly, before signals are held back.
+    fn of(machine: String, overrides: &Overrides) -> Result<Self, Failure> {
+        if is_spec(&machine) {
+            find(&machine, overrides).map(|found| Self::Found(Box::new(found)))
+        } else {
+            Ok(Self::Name(machine))
+        }
     }
-    let found = find(machine, overrides)?;
-    report_saved(found.state.name(), &suspend_found(&found, is_interrupted)?);
+}
+
+fn suspend_machine(target: &Target, is_interrupted: &AtomicBool) -> Result<(), Failure> {
+    let found = match target {
+        Target::Found(found) => found,
+        Target::Name(name) => {
+            if let Some(service) = active_service(name) {
+                report_saved(name, &suspend_service(name, &service)?);
+                return Ok(());
+            }
+            &find_by_name(name, &RuntimeDirectory::locate().map_err(failed)?)?
+        }
+    };
+    report_saved(found.state.name(), &suspend_found(found, is_interrupted)?);
     Ok(())
 }
 
