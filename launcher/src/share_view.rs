@@ -373,30 +373,46 @@ impl Clients {
     }
 }
 
-/// Binds the socket for further paths. This is done before the namespace is entered, in which its directory may be
-/// covered.
-///
-/// # Errors
-/// Fails if the socket cannot be created.
-pub fn bind_control(path: &HostPath) -> Result<OwnedFd, ViewError> {
-    let failed = |source| ViewError::Control { path: path.clone(), source };
-    crate::sockets::remove_stale(path.as_path()).map_err(|error| failed(io::Error::other(error)))?;
-    let made = || {
-        let made = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        Place::nofollow(path.as_path())?.bind(&made, CONTROL_MODE)?;
-        Ok(made)
-    };
-    made().map_err(failed)
+/// The socket for further paths, under a temporary name until it accepts clients: one that refuses them would be stale for
+/// another process, which removes it.
+#[derive(Debug)]
+pub struct ControlSocket {
+    path: HostPath,
+    place: Place,
+    temporary: Place,
+    bound: OwnedFd,
 }
 
-/// Listens on the socket for further paths. The launcher waits for this, so the view must be complete.
-///
-/// # Errors
-/// Returns [`ViewError::Control`].
-pub fn listen_control(bound: OwnedFd, path: &HostPath) -> Result<UnixListener, ViewError> {
-    let listening = Backlog::new(16).and_then(|backlog| listen(&bound, backlog));
-    listening.map_err(|errno| ViewError::Control { path: path.clone(), source: errno.into() })?;
-    Ok(UnixListener::from(bound))
+impl ControlSocket {
+    /// Binds the socket. This is done before the namespace is entered, in which its directory may be covered.
+    ///
+    /// # Errors
+    /// Returns [`ViewError::Control`].
+    pub fn bind(path: &HostPath) -> Result<Self, ViewError> {
+        let failed = |source| ViewError::Control { path: path.clone(), source };
+        crate::sockets::remove_stale(path.as_path()).map_err(|error| failed(io::Error::other(error)))?;
+        let made = || {
+            let bound = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            let place = Place::nofollow(path.as_path())?;
+            let temporary = place.sibling(".new")?;
+            // One that a killed process has left.
+            temporary.remove()?;
+            temporary.bind(&bound, CONTROL_MODE)?;
+            Ok(Self { path: path.clone(), place, temporary, bound })
+        };
+        made().map_err(failed)
+    }
+
+    /// Listens on the socket, and gives it its name. The launcher waits for this, so the view must be complete.
+    ///
+    /// # Errors
+    /// Returns [`ViewError::Control`].
+    pub fn listen(self) -> Result<UnixListener, ViewError> {
+        let failed = |source| ViewError::Control { path: self.path.clone(), source };
+        Backlog::new(16).and_then(|backlog| listen(&self.bound, backlog)).map_err(|errno| failed(errno.into()))?;
+        self.temporary.rename_to(&self.place).map_err(failed)?;
+        Ok(UnixListener::from(self.bound))
+    }
 }
 
 /// Asks the process that serves a share to add store paths.
@@ -486,10 +502,13 @@ mod tests {
     fn a_view_is_served_only_when_it_is_complete() {
         let directory = tempfile::tempdir().unwrap();
         let path = HostPath::new(directory.path().join("view.sock").to_str().unwrap());
-        let bound = bind_control(&path).unwrap();
+        let control = ControlSocket::bind(&path).unwrap();
         assert!(!crate::sockets::is_served(path.as_path()));
-        let _listener = listen_control(bound, &path).unwrap();
+        // There was one that refused clients, and another process could remove it.
+        assert!(!path.as_path().exists());
+        let _listener = control.listen().unwrap();
         assert!(crate::sockets::is_served(path.as_path()));
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::machine::{failed, find_as_recorder};
 use super::spec_file::Overrides;
 use launcher::launch::ClosureView;
 use launcher::path::HostPath;
-use launcher::share_view::{View, ViewError, bind_control, forbid_file_handles, listen_control, read_list, request};
+use launcher::share_view::{ControlSocket, View, ViewError, forbid_file_handles, read_list, request};
 use program::child::{OnParentDeath, prepare};
 use program::failure::Failure;
 use std::ffi::OsString;
@@ -61,9 +61,9 @@ pub(crate) struct ServeArguments {
 
 pub(crate) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     let names = read_list(&arguments.closure).map_err(failed)?;
-    let bound = bind_control(&arguments.control).map_err(failed)?;
+    let control = ControlSocket::bind(&arguments.control).map_err(failed)?;
     let view = View::make(&arguments.source, &names).map_err(failed)?;
-    let listener = listen_control(bound, &arguments.control).map_err(failed)?;
+    let listener = control.listen().map_err(failed)?;
     let Some((program, words)) = arguments.command.split_first() else {
         view.serve_requests(&listener);
         return Ok(());
