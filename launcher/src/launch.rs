@@ -15,8 +15,8 @@ pub use needs::{
     VolumeNeed, seal_of,
 };
 pub use saved::{
-    COMPLETE, INCOMPLETE, REFUSED, SAVED_DIRECTORY, SAVED_FILE, SAVED_MEMORY, STAMP, crosvm_directory,
-    suspended_directory,
+    COMPLETE, INCOMPLETE, REFUSED, SAVED_DIRECTORY, SAVED_FILE, SAVED_MEMORY, STAMP, configuration_of,
+    crosvm_directory, suspended_directory,
 };
 
 use crate::path::HostPath;

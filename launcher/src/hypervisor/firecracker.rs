@@ -8,7 +8,7 @@ use super::launch_builder::{Command, LaunchBuilder, UniqueOption};
 use super::side_process::live_store;
 use crate::capability::{Feature, Support};
 use crate::facts::{Architecture, KernelForm, Version};
-use crate::launch::{ControlProtocol, FileToWrite, ForcedStop, GracefulStep, HttpRequest, Launch};
+use crate::launch::{ControlProtocol, FileToWrite, ForcedStop, GracefulStep, HttpRequest, Launch, configuration_of};
 use crate::path::HostPath;
 use crate::refusal::Refusal;
 use crate::spec::{DriveIoEngine, Hypervisor};
@@ -365,7 +365,7 @@ fn check_arguments(builder: &mut LaunchBuilder<'_>, own: &[String]) {
 
 fn finish(mut builder: LaunchBuilder<'_>, document: &serde_json::Value) -> Result<Launch, Vec<Refusal>> {
     let spec = builder.spec;
-    let path = HostPath::new(format!("{}-firecracker.json", spec.name));
+    let path = configuration_of(&spec.name);
     let words = ["--api-sock", spec.control_socket.as_str(), CONFIGURATION_OPTION, path.as_str()];
     let mut arguments = words.map(str::to_owned).to_vec();
     let extra = &spec.sections.firecracker.extra_args;

@@ -18,6 +18,11 @@ pub const INCOMPLETE: &str = "incomplete";
 /// The directory of a machine that was suspended when the host shut down, and had changed at its next start.
 pub const REFUSED: &str = "refused";
 
+/// Returns the file with the configuration of a machine of firecracker, relative to the machine's state directory.
+pub fn configuration_of(machine: &str) -> HostPath {
+    HostPath::new(format!("{machine}-firecracker.json"))
+}
+
 /// Returns the directory that contains a machine's suspended state, relative to the machine's state directory.
 pub fn suspended_directory(machine: &str) -> HostPath {
     HostPath::new(format!("{machine}.suspended"))

@@ -4,7 +4,7 @@
 use super::lock::LOCK_ENDING;
 use super::same_file::{File, file_at};
 use super::{CopyError, VolumeError};
-use crate::launch::{Access, Launch, VolumeNeed, seal_of, suspended_directory};
+use crate::launch::{Access, Launch, VolumeNeed, configuration_of, seal_of, suspended_directory};
 use crate::path::HostPath;
 use crate::validate::OWN_FILES;
 use std::os::unix::ffi::OsStrExt;
@@ -51,14 +51,24 @@ pub fn require_free_name(launch: &Launch, machines: &Path, new: &Path) -> Result
     if kept_files(launch).any(|own| file_at(own.below(&launch.working_directory).as_path()) == file) {
         return reserved(KEPT.to_owned());
     }
+    if sockets(launch).any(|own| file_at(own.below(&launch.working_directory).as_path()) == file) {
+        return reserved("is a socket of the machine".to_owned());
+    }
     // As it is spelt, because a state directory can be a link, and as the kernel resolves it.
     let resolved = new.parent().and_then(|directory| directory.canonicalize().ok());
     let resolved = resolved.iter().flat_map(|directory| directory.ancestors());
     let state_directories = new.ancestors().chain(resolved).filter(|ancestor| is_in_all(ancestor));
     let others = state_directories.filter_map(|directory| Some((directory, directory.file_name()?.to_str()?)));
     for (directory, name) in others.chain([(launch.working_directory.as_path(), launch.name.as_str())]) {
-        if OWN_FILES.iter().any(|own| file_at(&directory.join(own)) == file) {
+        if OWN_FILES.iter().any(|own| file_at(&directory.join(own)) == file)
+            || file_at(configuration_of(name).below(&HostPath::new(directory.to_string_lossy())).as_path()) == file
+        {
             return reserved(KEPT.to_owned());
+        }
+        // Which sockets another machine has is not known here, but they are all in its state directory. A file in the place of a
+        // socket keeps its machine from starting.
+        if is_in(new, directory) && is_named_as_socket(new) {
+            return reserved("has the name of a socket of a machine".to_owned());
         }
         let suspended = suspended_directory(name);
         // The directory itself would be in the way when the machine is suspended.
@@ -67,6 +77,13 @@ pub fn require_free_name(launch: &Launch, machines: &Path, new: &Path) -> Result
         }
     }
     Ok(())
+}
+
+/// Whether the name is one that sockets of machines have.
+fn is_named_as_socket(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // The second one is the vsock socket for a port: `NAME.vsock_PORT`.
+    name.ends_with(".sock") || name.ends_with(".vsock") || name.contains(".vsock_")
 }
 
 /// Whether the path is that directory, or below it.
@@ -80,6 +97,15 @@ fn kept_files(launch: &Launch) -> impl Iterator<Item = HostPath> {
     let written = launch.files.iter().map(|file| file.path.clone());
     let seal = launch.needs.sealed_image.as_ref().map(seal_of);
     OWN_FILES.into_iter().map(HostPath::from).chain(written).chain(seal)
+}
+
+/// Returns the sockets of a machine.
+fn sockets(launch: &Launch) -> impl Iterator<Item = &HostPath> {
+    launch
+        .needs
+        .sockets_to_clear()
+        .chain(launch.control.iter().map(|control| &control.path))
+        .chain(&launch.console.socket)
 }
 
 /// A file that is no volume.

@@ -234,7 +234,19 @@ fn a_backup_took_the_name_of_a_file_that_microvm_keeps_in_a_state_directory() {
     symlink(&web, host.path().join("link")).unwrap();
     let absolute = ["current", "booted", "clone.json", "web.suspended"].map(|name| web.join(name));
     fs::create_dir_all(db.join("db.suspended")).unwrap();
-    let others = ["link/flake", "machines/db/../db/current", "machines/db/toplevel", "machines/db/db.suspended/backup"];
+    let others = [
+        "link/flake",
+        "machines/db/../db/current",
+        "machines/db/toplevel",
+        "machines/db/db.suspended/backup",
+        "machines/db/db-firecracker.json",
+        // A file in the place of a socket kept the machine from starting.
+        "link/web.sock",
+        "machines/db/db.sock",
+        "machines/db/db-virtiofs-store.sock",
+        "machines/db/db.vsock",
+        "machines/db/db.vsock_1024",
+    ];
     let others = others.map(|name| host.path().join(name));
     let relative = ["current", "./microvm.log", "web-firecracker.json"].map(PathBuf::from);
     for file in absolute.iter().chain(&others).chain(&relative) {
