@@ -13,7 +13,7 @@ use program::user::{Identity, user_name};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::env;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
@@ -123,6 +123,10 @@ pub enum GrowError {
     Interrupted(#[from] Interrupted),
 }
 
+/// The most output of resize2fs that is kept: a guest wrote what it reports.
+const MAX_MESSAGE_BYTES: usize = 64 << 10;
+/// Longer than a block of any file system.
+const HOLE_BYTES: u64 = 1 << 20;
 const FULL: &str = "; the disk of the image is almost full: free some space there";
 /// What programs print when the disk is full.
 const FULL_MESSAGES: [&str; 3] = ["No space left", "short write", "quota exceeded"];
@@ -291,23 +295,35 @@ struct Scratch<'image> {
 
 impl<'image> Scratch<'image> {
     fn of(beside: &'image Place, image: &Path) -> Result<Self, GrowError> {
+        let here = Self { beside, elsewhere: None, remedy: FULL.to_owned() };
         match beside.create() {
-            Err(error) if CANNOT_CREATE.contains(&error.kind()) => {
-                let named = env::var_os("TMPDIR").filter(|named| !named.is_empty());
-                let path = named.map_or_else(|| PathBuf::from(TEMPORARY), PathBuf::from);
-                let remedy =
-                    format!("; the disk of {} is almost full: free some space there, or set TMPDIR", path.display());
-                let elsewhere = Directory::open(&path).map_err(|source| GrowError::File { path, source })?;
-                Ok(Self { beside, elsewhere: Some(elsewhere.place("copy")), remedy })
+            Ok(file) if makes_holes(file.file()) => Ok(here),
+            // Without holes, all of the image would be copied. That is done only if there is no better place.
+            Ok(_) => {
+                let other = Self::elsewhere(beside);
+                Ok(other.ok().filter(|other| other.create().is_ok_and(|file| makes_holes(file.file()))).unwrap_or(here))
             }
+            Err(error) if CANNOT_CREATE.contains(&error.kind()) => Self::elsewhere(beside),
             Err(source) => Err(no_space(image, source, FULL)),
-            Ok(_) => Ok(Self { beside, elsewhere: None, remedy: FULL.to_owned() }),
         }
+    }
+
+    fn elsewhere(beside: &'image Place) -> Result<Self, GrowError> {
+        let named = env::var_os("TMPDIR").filter(|named| !named.is_empty());
+        let path = named.map_or_else(|| PathBuf::from(TEMPORARY), PathBuf::from);
+        let remedy = format!("; the disk of {} is almost full: free some space there, or set TMPDIR", path.display());
+        let directory = Directory::open(&path).map_err(|source| GrowError::File { path, source })?;
+        Ok(Self { beside, elsewhere: Some(directory.place("copy")), remedy })
     }
 
     fn create(&self) -> io::Result<NewFile<'_>> {
         self.elsewhere.as_ref().unwrap_or(self.beside).create()
     }
+}
+
+/// Whether the file system of a new file makes a hole of what is not written.
+fn makes_holes(file: &File) -> bool {
+    file.set_len(HOLE_BYTES).is_ok() && data_ranges(file).is_ok_and(|ranges| ranges.is_empty())
 }
 
 /// What growing a copy has shown.
@@ -426,15 +442,12 @@ impl<'a> ExtTools<'a> {
         let failed = |source: io::Error| format!("resize2fs: {source}");
         let mut command = self.command("resize2fs", &[]);
         command.arg(descriptor_path(self.file)).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
-        // Not a pipe, which would end resize2fs (SIGPIPE) if this program was killed.
-        let mut messages =
-            File::from(memfd_create("messages", MemfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?);
+        let messages = message_file().map_err(failed)?;
         command.stderr(messages.try_clone().map_err(failed)?);
         let status = command.status().map_err(failed)?;
         if !status.success() {
-            let mut output = Vec::new();
-            messages.rewind().and_then(|()| messages.read_to_end(&mut output)).map_err(failed)?;
-            return Err(reason_of(&with_image_path(String::from_utf8_lossy(&output).trim(), self.image), status));
+            let output = printed(&messages).map_err(failed)?;
+            return Err(reason_of(&with_image_path(output.trim(), self.image), status));
         }
         // It succeeds even if it could not write the superblock.
         match ExtSize::of(self.file) {
@@ -478,6 +491,22 @@ impl<'a> ExtTools<'a> {
         let hint = full_hint((self.file, self.owner.as_ref()), &output, FULL);
         Err(GrowError::Program { program, path, status, output, hint })
     }
+}
+
+/// Creates a file for the beginning of what a program prints: writing more fails. It is not a pipe, which would end the
+/// program (SIGPIPE) if this process was killed.
+fn message_file() -> io::Result<File> {
+    let messages = memfd_create("messages", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::ftruncate(&messages, MAX_MESSAGE_BYTES as u64)?;
+    rustix::fs::fcntl_add_seals(&messages, rustix::fs::SealFlags::GROW)?;
+    Ok(File::from(messages))
+}
+
+/// Returns what a program has printed to such a file.
+fn printed(messages: &File) -> io::Result<String> {
+    let mut bytes = vec![0; MAX_MESSAGE_BYTES];
+    messages.read_exact_at(&mut bytes, 0)?;
+    Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned())
 }
 
 /// Returns the remedy if the disk of a file is full for the user who writes to it. Not every program says so.
@@ -593,6 +622,25 @@ mod tests {
         let error = grow(&image, 132 << 20, &[], &interruption).unwrap_err();
         assert!(matches!(error, GrowError::TooLittle { bytes, .. } if bytes == 132 << 20), "{error}");
         assert_eq!(fs::metadata(&image).unwrap().len(), 131 << 20);
+    }
+
+    #[test]
+    fn on_a_file_system_without_holes_all_of_an_image_was_copied() {
+        // No unprivileged file system here lacks holes: a file that is written is seen as one of such a file system.
+        let file = tempfile::tempfile().unwrap();
+        assert!(makes_holes(&file));
+        file.write_all_at(&vec![1; 1 << 20], 0).unwrap();
+        assert!(!makes_holes(&file));
+    }
+
+    #[test]
+    fn all_messages_of_resize2fs_were_kept_in_memory() {
+        let messages = message_file().unwrap();
+        let mut program = Command::new("sh");
+        program.args(["-c", "echo /srv/var.img: first >&2; while echo more >&2; do :; done"]);
+        assert!(program.stderr(messages.try_clone().unwrap()).status().is_ok());
+        let text = printed(&messages).unwrap();
+        assert!(text.len() <= MAX_MESSAGE_BYTES && text.starts_with("/srv/var.img: first\nmore\n"), "{}", text.len());
     }
 
     #[test]
