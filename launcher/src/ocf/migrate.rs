@@ -244,8 +244,7 @@ impl Agent<'_> {
         received
     }
 
-    /// Makes systemd forget that the service has failed whose hypervisor has waited for the machine in vain: the machine has
-    /// not failed, and still runs where it was.
+    /// Makes systemd forget that the service of a machine has failed that has not arrived: the machine still runs where it was.
     fn forget_failed_arrival(&self) {
         let Some(service) = self.service() else { return };
         let deadline = Instant::now() + SERVICE_END_TIMEOUT;
