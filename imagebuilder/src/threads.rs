@@ -1,6 +1,7 @@
 //! Starts threads, as many as requested or as many as the system allows.
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
+use rustix::process::{Resource, getrlimit};
 use std::cell::Cell;
 use std::panic::resume_unwind;
 use std::sync::{Mutex, PoisonError};
@@ -8,6 +9,21 @@ use std::sync::{Mutex, PoisonError};
 /// Maximum number of threads of a command. Each thread has its own buffers, and more threads than processors do not
 /// help.
 pub const MAX_JOBS: usize = 256;
+
+/// What each thread takes of the address space: its stack, its buffers, and the 64 MiB that glibc reserves for its
+/// allocations (HEAP_MAX_SIZE in malloc/arena.c).
+const ADDRESS_SPACE_BYTES: u64 = 128 << 20;
+
+/// Returns how many of the wanted threads can run within the limit of the address space (`ulimit -v`). More threads would
+/// start, and the first allocation that fails would abort the process.
+pub(crate) fn affordable(wanted: usize) -> usize {
+    affordable_within(wanted, getrlimit(Resource::As).current)
+}
+
+fn affordable_within(wanted: usize, limit_bytes: Option<u64>) -> usize {
+    let most = limit_bytes.map_or(wanted, |limit| usize::try_from(limit / ADDRESS_SPACE_BYTES).unwrap_or(wanted));
+    wanted.min(most).max(1)
+}
 
 /// Creates a pool of `wanted` threads, or fewer if the system does not allow more.
 ///
@@ -24,7 +40,7 @@ pub(crate) fn pool(wanted: usize) -> Result<ThreadPool, ThreadPoolBuildError> {
             Ok(())
         }
     };
-    ThreadPoolBuilder::new().num_threads(wanted.clamp(1, MAX_JOBS)).spawn_handler(start).build()
+    ThreadPoolBuilder::new().num_threads(affordable(wanted.clamp(1, MAX_JOBS))).spawn_handler(start).build()
 }
 
 /// Applies `map` to every item with at most `threads` threads, and returns the results in the order of the items. The
@@ -78,6 +94,14 @@ pub(crate) fn join<First, Second: Send, Failure: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_threads_than_fit_into_the_address_space_aborted_the_build() {
+        assert_eq!(affordable_within(256, None), 256);
+        assert_eq!(affordable_within(256, Some(u64::MAX)), 256);
+        assert_eq!(affordable_within(256, Some(600_000 << 10)), 4);
+        assert_eq!(affordable_within(256, Some(1)), 1);
+    }
 
     #[test]
     fn results_are_in_the_order_of_the_items_for_any_number_of_threads() {

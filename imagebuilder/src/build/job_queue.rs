@@ -2,6 +2,7 @@
 
 use super::BuildError;
 use super::job::{Job, JobOutput, Worker, WorkerInputs};
+use crate::threads::affordable;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -106,7 +107,7 @@ pub(super) fn with_workers<T>(
     std::thread::scope(|scope| {
         let _close = CloseGuard(&queue);
         let mut started = 0;
-        while started < threads {
+        while started < affordable(threads) {
             let (queue, sender) = (&queue, sender.clone());
             let worker = std::thread::Builder::new()
                 .name("microvm-image worker".to_owned())
