@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use program::place::{Place, descriptor_path};
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
@@ -245,6 +245,26 @@ mod diagnosis {
             }
         }
         Some(Listener { path: path?, inode })
+    }
+}
+
+/// Forwards everything until the end of `from`. Unlike `std::io::copy`, it never uses splice(2): from a socket to a pipe,
+/// that keeps the pipe locked while it waits for the socket, so the pipe's reader cannot get what the pipe contains.
+///
+/// # Errors
+/// Returns the error of either side.
+pub fn forward(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                to.write_all(&buffer[..count])?;
+                to.flush()?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

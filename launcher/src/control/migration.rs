@@ -59,7 +59,8 @@ impl Controller {
         session.execute("migrate-incoming", json!({"uri": format!("fd:{STREAM_NAME}")})).map(drop)
     }
 
-    /// Sends the running machine to a Unix socket, and returns when it has left.
+    /// Sends the running machine to a Unix socket, and returns when it has left. From version 53 on, cloud-hypervisor
+    /// returns when it has begun to send.
     ///
     /// # Errors
     /// Returns [`ControlError`]. The machine keeps running then.
@@ -76,6 +77,19 @@ impl Controller {
     /// Returns [`ControlError`].
     pub fn receive_through(&self, socket: &HostPath) -> Result<(), ControlError> {
         self.put("/api/v1/vm.receive-migration", Some(json!({"receiver_url": format!("unix:{socket}")})))
+    }
+
+    /// Whether cloud-hypervisor has a machine that it does not send. After it has sent one, it ends.
+    ///
+    /// # Errors
+    /// Returns [`ControlError`].
+    pub fn has_machine(&self) -> Result<bool, ControlError> {
+        // While it sends the machine, `vm.info` returns what was true before: `VmOwnership` in vmm/src/lib.rs.
+        match self.get("/api/v1/vm.counters") {
+            Ok(_) => Ok(true),
+            Err(ControlError::Refused { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns how far the migration is, on the host that the machine leaves.

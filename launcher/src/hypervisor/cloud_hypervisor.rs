@@ -90,8 +90,8 @@ fn support(feature: Feature) -> Support {
         | Feature::MachineId
         | Feature::Console
         | Feature::GracefulStop
-        | Feature::Suspend => Support::Yes,
-        Feature::LiveMigration => Support::With("not verified, because the KVM of the test host does not save guests"),
+        | Feature::Suspend
+        | Feature::LiveMigration => Support::Yes,
         Feature::VolumeQcow2 => Support::With("without a backing file"),
         Feature::VolumeVhd => Support::With("of a fixed size"),
         Feature::InterfaceUser | Feature::ForwardFromHost => {

@@ -1,7 +1,7 @@
 //! `microvm ssh`: opens a shell in the guest over vsock, without a network.
 
 use super::{ImperativeError, Layout, MachineName};
-use crate::sockets::connect_to;
+use crate::sockets::{connect_to, forward};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -105,18 +105,9 @@ pub fn connect_vsock(place: &str, port: u32) -> io::Result<()> {
     };
     std::thread::spawn(move || {
         // ssh closes the connection by ending this process.
-        let _ = io::copy(&mut io::stdin().lock(), &mut to_guest);
+        let _ = forward(&mut io::stdin().lock(), &mut to_guest);
     });
-    let mut stdout = io::stdout().lock();
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        let count = from_guest.read(&mut buffer)?;
-        if count == 0 {
-            return Ok(());
-        }
-        stdout.write_all(&buffer[..count])?;
-        stdout.flush()?;
-    }
+    forward(&mut from_guest, &mut io::stdout().lock())
 }
 
 #[cfg(test)]

@@ -292,11 +292,17 @@ impl<'run> Agent<'run> {
 
     /// Waits until the hypervisor runs its guest.
     pub(super) fn wait_until_it_runs(&self, starter: Option<Starter>) -> Result<(), AgentError> {
-        self.wait_for(Condition::Runs, starter)
+        self.wait_for(Condition::Runs, starter, None)
     }
 
-    /// Waits until the hypervisor reports this condition, or cannot do so any more.
-    pub(super) fn wait_for(&self, awaited: Condition, mut starter: Option<Starter>) -> Result<(), AgentError> {
+    /// Waits until the hypervisor reports this condition, or cannot do so any more. Pacemaker limits how long an operation
+    /// without a deadline takes.
+    pub(super) fn wait_for(
+        &self,
+        awaited: Condition,
+        mut starter: Option<Starter>,
+        deadline: Option<Instant>,
+    ) -> Result<(), AgentError> {
         let machine = self.name();
         loop {
             let ended = starter.as_mut().map(Starter::failure).transpose()?.flatten();
@@ -311,7 +317,9 @@ impl<'run> Agent<'run> {
                     return Err(AgentError::NotStarted { machine, reason });
                 }
                 _ => {
-                    if let Some(reason) = ended {
+                    let is_late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+                    let late = || is_late.then(|| "it takes too long".to_owned());
+                    if let Some(reason) = ended.or_else(late) {
                         return Err(AgentError::NotStarted { machine, reason });
                     }
                 }

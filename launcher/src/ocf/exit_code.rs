@@ -117,6 +117,14 @@ pub enum AgentError {
     /// The machine has not arrived.
     #[error("no machine {0} has migrated to this node")]
     NotArrived(String),
+    /// The other node has not sent the whole machine.
+    #[error("{machine} has not arrived within {seconds} s")]
+    ArrivesTooLate {
+        /// The machine.
+        machine: String,
+        /// How long the transfer may take.
+        seconds: u64,
+    },
     /// The target of a migration has not received the machine.
     #[error("{node} cannot receive {machine}: {reason}")]
     Target {

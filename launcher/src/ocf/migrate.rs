@@ -18,12 +18,15 @@ use crate::run::clean_up_stopped;
 use crate::shutdown::{StopTarget, stop};
 use crate::state::StartRequest;
 use crate::suspend::{AfterSave, SuspendedState, is_suspended, suspend};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::geteuid;
 use program::child::{OnParentDeath, prepare};
 use program::escape::one_line;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -37,6 +40,12 @@ const VERSION: u32 = 1;
 const MAX_LINE_BYTES: usize = 16 << 10;
 /// How long the target waits for the end of the service whose hypervisor has not received the machine.
 const SERVICE_END_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the source of a migration that has failed waits until the target says whether it has the machine.
+const VERDICT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the target waits for the offer.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest time for a migration that another node can request.
+const MAX_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// What the target answers when its hypervisor waits for the machine.
 const READY: &str = "ready";
 
@@ -47,6 +56,8 @@ struct Offer {
     version: u32,
     name: String,
     runner: String,
+    /// How long the source waits for the target.
+    timeout_seconds: u64,
 }
 
 impl Agent<'_> {
@@ -99,29 +110,39 @@ impl Agent<'_> {
             let reason = "OCF_RESKEY_CRM_meta_migrate_target does not name a node".to_owned();
             return Err(AgentError::NotSent { machine: self.name(), reason });
         };
-        let deadline = Instant::now() + self.operation.timeout;
-        let (mut target, streams) = self.offer_to(&node)?;
-        let sent = self.send_to(streams);
+        let begun = Instant::now();
+        let (deadline, end) = (begun + self.operation.time_for_machine(), begun + self.operation.timeout);
+        let (mut target, streams) = self.offer_to(&node, deadline)?;
+        let sent = self.send_to(streams, deadline);
         if sent.is_err() {
-            // Its hypervisor ends with the stream, and this process does not wait for that.
-            let _ = target.kill();
-            let _ = target.wait();
-            return sent;
+            let verdict = self.verdict(&node, &mut target, end.min(Instant::now() + VERDICT_TIMEOUT));
+            if verdict.is_err() {
+                let _ = target.kill();
+                let _ = target.wait();
+                return sent;
+            }
+            // Only the hypervisor here has not heard that the guest runs there, and has continued it.
+        } else {
+            self.verdict(&node, &mut target, end)?;
         }
-        let failed = |reason: String| AgentError::Target { machine: self.name(), node: node.clone(), reason };
+        self.end_what_has_left()
+    }
+
+    /// Waits until the target says whether the machine runs there.
+    fn verdict(&self, node: &str, target: &mut Child, deadline: Instant) -> Result<(), AgentError> {
+        let failed = |reason: String| AgentError::Target { machine: self.name(), node: node.to_owned(), reason };
         loop {
             match target.try_wait().map_err(system("waiting for the target"))? {
-                Some(status) if status.success() => break,
+                Some(status) if status.success() => return Ok(()),
                 Some(status) => return Err(failed(format!("the command that receives it ended with {status}"))),
                 None if Instant::now() >= deadline => return Err(failed("it does not answer".to_owned())),
                 None => sleep(POLL_INTERVAL),
             }
         }
-        self.end_what_has_left()
     }
 
     /// Runs the receiver on the target, and waits until its hypervisor is ready. Returns the connection to it.
-    fn offer_to(&self, node: &str) -> Result<(Child, Streams), AgentError> {
+    fn offer_to(&self, node: &str, deadline: Instant) -> Result<(Child, Streams), AgentError> {
         let failed = |reason: String| AgentError::Target { machine: self.name(), node: node.to_owned(), reason };
         let words = self.parameters.command_for(node);
         let Some((program, arguments)) = words.split_first() else {
@@ -135,7 +156,7 @@ impl Agent<'_> {
         let answer = pipes.ok_or_else(|| io::Error::from(io::ErrorKind::BrokenPipe));
         let answer = answer.and_then(|(mut input, mut output)| {
             self.write_offer(&mut input)?;
-            let line = read_line(&mut output)?;
+            let line = read_line(&mut output, deadline)?;
             Ok((Streams { input: output.into(), output: input.into() }, line))
         });
         match answer {
@@ -158,14 +179,19 @@ impl Agent<'_> {
 
     fn write_offer(&self, input: &mut ChildStdin) -> io::Result<()> {
         let Parameters { name, runner, .. } = &self.parameters;
-        let offer = Offer { version: VERSION, name: name.to_string(), runner: runner.to_string_lossy().into_owned() };
+        let offer = Offer {
+            version: VERSION,
+            name: name.to_string(),
+            runner: runner.to_string_lossy().into_owned(),
+            timeout_seconds: self.operation.timeout.as_secs(),
+        };
         let mut line = serde_json::to_vec(&offer)?;
         line.push(b'\n');
         input.write_all(&line)
     }
 
-    fn send_to(&self, streams: Streams) -> Result<(), AgentError> {
-        let timeout = self.operation.time_for_machine();
+    fn send_to(&self, streams: Streams, deadline: Instant) -> Result<(), AgentError> {
+        let timeout = whole_seconds_until(deadline);
         if !self.runs_as_service() {
             return send(&self.state()?, streams, timeout);
         }
@@ -210,7 +236,7 @@ impl Agent<'_> {
         of_offer: impl FnOnce(Parameters) -> Result<Self, AgentError>,
     ) -> Result<(), AgentError> {
         let mut input = File::from(streams.input);
-        let line = read_line(&mut input).map_err(system("reading the offer"))?;
+        let line = read_line(&mut input, Instant::now() + OFFER_TIMEOUT).map_err(system("reading the offer"))?;
         let offer: Offer = serde_json::from_str(&line)
             .map_err(|error| AgentError::BadRequest(one_line(&error.to_string()).into_owned()))?;
         if offer.version != VERSION {
@@ -229,7 +255,8 @@ impl Agent<'_> {
         if agent.observe()? != Observed::Stopped {
             return Err(AgentError::Refused(format!("{} is already running on this node", agent.name())));
         }
-        let received = agent.receive_from(Streams { input: input.into(), output: streams.output });
+        let deadline = Instant::now() + Duration::from_secs(offer.timeout_seconds).min(MAX_TIMEOUT);
+        let received = agent.receive_from(Streams { input: input.into(), output: streams.output }, deadline);
         // If the cluster has started the machine meanwhile, it must keep running.
         let is_left = || matches!(agent.observe(), Ok(Observed::Answers(Condition::Waits | Condition::Failed(_))));
         if received.is_err()
@@ -258,17 +285,19 @@ impl Agent<'_> {
         service.forget_failure();
     }
 
-    fn receive_from(&self, streams: Streams) -> Result<(), AgentError> {
+    fn receive_from(&self, streams: Streams, deadline: Instant) -> Result<(), AgentError> {
         self.install_runner()?;
         let starter = self.begin(StartRequest { is_incoming: true, ..StartRequest::default() })?;
-        self.wait_for(Condition::Waits, Some(starter))?;
+        self.wait_for(Condition::Waits, Some(starter), Some(deadline))?;
         let mut answer = File::from(streams.output);
         writeln!(answer, "{READY}").map_err(system("answering the other node"))?;
         let (input, output) = (streams.input, answer.into());
+        let timeout = whole_seconds_until(deadline);
         if !self.runs_as_service() {
-            return receive(&self.state()?, Streams { input, output });
+            return receive(&self.state()?, Streams { input, output }, timeout);
         }
         let mut command = self.as_user("receive")?;
+        command.arg(timeout.as_secs().to_string());
         let output = command.stdin(input).stdout(output).stderr(Stdio::piped()).spawn();
         let output = output.and_then(Child::wait_with_output).map_err(system("receiving the machine"))?;
         if output.status.success() {
@@ -348,12 +377,36 @@ impl Agent<'_> {
     }
 }
 
+/// Returns the time that is left, at least a second.
+fn whole_seconds_until(deadline: Instant) -> Duration {
+    Duration::from_secs(deadline.saturating_duration_since(Instant::now()).as_secs().max(1))
+}
+
 /// Reads one line byte by byte, because the bytes after it are for the hypervisor. At the end of the stream, it returns
 /// what came before.
-fn read_line(input: &mut impl Read) -> io::Result<String> {
+fn read_line(input: &mut (impl Read + AsFd), deadline: Instant) -> io::Result<String> {
     let (mut line, mut byte) = (Vec::new(), [0]);
-    while line.len() < MAX_LINE_BYTES && input.read(&mut byte)? == 1 && byte != *b"\n" {
+    while line.len() < MAX_LINE_BYTES {
+        wait_for_input(input.as_fd(), deadline)?;
+        if input.read(&mut byte)? == 0 || byte == *b"\n" {
+            break;
+        }
         line.push(byte[0]);
     }
     Ok(String::from_utf8_lossy(&line).into_owned())
+}
+
+fn wait_for_input(input: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let milliseconds = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(input, PollFlags::POLLIN)], milliseconds) {
+            Ok(0) if left.is_zero() => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not answer"));
+            }
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
 }

@@ -9,7 +9,7 @@ use super::observe::controller_of;
 use crate::control::{Condition, ControlError, Controller, MigrationStatus, migrates_by_file};
 use crate::launch::Launch;
 use crate::path::HostPath;
-use crate::sockets::{connect_to, remove_stale};
+use crate::sockets::{connect_to, forward, remove_stale};
 use crate::state::{Activity, MachineState};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -21,13 +21,20 @@ use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::thread::{self, JoinHandle, sleep};
+use std::sync::mpsc;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 /// The socket in the machine's state directory, over which cloud-hypervisor sends and receives.
 const SOCKET: &str = "migration.sock";
 /// Only the hypervisor's user connects to it.
 const SOCKET_MODE: u32 = 0o600;
+/// How long a hypervisor may take to find out that its connection is closed.
+const LAST_ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often to check whether a hypervisor still waits for the machine.
+const CONDITION_INTERVAL: Duration = Duration::from_secs(1);
+/// No request returns why cloud-hypervisor has failed to send a machine.
+const GAVE_UP: &str = "its hypervisor has cancelled it; the reason is in the messages of the hypervisor";
 
 /// The connection to the other node.
 #[derive(Debug)]
@@ -38,34 +45,62 @@ pub struct Streams {
     pub output: OwnedFd,
 }
 
-/// Sends the running machine, and returns when it has left. Its hypervisor then waits to be ended.
+/// Sends the running machine, and returns when it has left. Its hypervisor then waits to be ended, or has ended.
 ///
 /// # Errors
 /// Returns [`AgentError::NotSent`] if the machine keeps running, or another [`AgentError`].
 pub fn send(state: &MachineState, streams: Streams, timeout: Duration) -> Result<(), AgentError> {
     let (controller, launch) = controller(state)?;
-    let deadline = Instant::now() + timeout;
+    let time = TransferTime::starting_now(timeout);
     let sent = if launch.control.as_ref().is_some_and(|socket| migrates_by_file(socket.protocol)) {
-        send_file(&controller, streams.output, deadline)
+        send_file(&controller, streams.output, &time)
     } else {
-        send_through_socket(&controller, &launch, streams, timeout)
+        send_through_socket(&controller, &launch, streams, &time)
     };
     sent.map_err(|reason| AgentError::NotSent { machine: state.name().to_owned(), reason })
 }
 
-fn send_file(controller: &Controller, stream: OwnedFd, deadline: Instant) -> Result<(), String> {
+/// How long a transfer may take.
+struct TransferTime {
+    limit: Duration,
+    deadline: Instant,
+}
+
+impl TransferTime {
+    fn starting_now(limit: Duration) -> Self {
+        Self { limit, deadline: Instant::now() + limit }
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    fn exceeded(&self) -> String {
+        format!("it was not finished within {} s, so it was cancelled", self.limit.as_secs())
+    }
+}
+
+fn send_file(controller: &Controller, stream: OwnedFd, time: &TransferTime) -> Result<(), String> {
     controller.start_to_send(stream.as_fd()).map_err(|error| error.to_string())?;
     // The hypervisor has its own copy. The other node sees the end of the stream when that is closed.
     drop(stream);
     loop {
-        match controller.migration_status().map_err(|error| error.to_string())? {
-            MigrationStatus::Completed => return Ok(()),
-            MigrationStatus::Failed(reason) => return Err(reason),
-            MigrationStatus::Active if Instant::now() < deadline => sleep(POLL_INTERVAL),
-            MigrationStatus::Active => {
+        match controller.migration_status() {
+            Ok(MigrationStatus::Completed) => return Ok(()),
+            Ok(MigrationStatus::Failed(reason)) => return Err(reason),
+            Ok(MigrationStatus::Active) if !time.is_over() => sleep(POLL_INTERVAL),
+            Ok(MigrationStatus::Active) => {
                 controller.cancel_migration().map_err(|error| error.to_string())?;
-                return Err("it was not finished in time".to_owned());
+                return Err(time.exceeded());
             }
+            // While qemu sends the devices, it answers nobody, even if the other node receives nothing.
+            Err(ControlError::NoAnswer { .. }) if !time.is_over() => sleep(POLL_INTERVAL),
+            Err(ControlError::NoAnswer { .. }) => return Err(time.exceeded()),
+            Err(error) => return Err(error.to_string()),
         }
     }
 }
@@ -74,34 +109,63 @@ fn send_through_socket(
     controller: &Controller,
     launch: &Launch,
     streams: Streams,
-    timeout: Duration,
+    time: &TransferTime,
 ) -> Result<(), String> {
     let path = socket_path(launch);
     let listener = listen_for(launch, &path).map_err(|error| format!("{path}: {error}"))?;
-    let (asked, url) = (controller.clone().with_timeout(timeout), path.clone());
-    let sending = thread::spawn(move || asked.send_through(&url));
-    let connected = accept(&listener, &sending);
+    let url = path.clone();
+    let mut request = Request::begin(controller.clone().with_timeout(time.limit + LAST_ANSWER_TIMEOUT), move |asked| {
+        asked.send_through(&url)
+    });
+    let connected = accept(&listener, &mut request, controller, time);
     // Nothing else may connect.
     let _ = Place::nofollow(path.as_path()).and_then(|place| place.remove());
-    if let Some(hypervisor) = connected.map_err(|error| error.to_string())? {
-        relay(hypervisor, streams).map_err(|error| error.to_string())?;
+    let relay = Relay::start(connected?, streams).map_err(|error| error.to_string())?;
+    let closed_by = relay.wait(time.left());
+    // Without a connection, the hypervisor gives up, and its guest continues.
+    relay.close();
+    wait_until_it_has_left(controller, &mut request).map_err(|reason| match closed_by {
+        Some(End::Hypervisor) => reason,
+        Some(End::Node) => "the other node has closed the connection".to_owned(),
+        None => time.exceeded(),
+    })
+}
+
+/// Waits until a hypervisor whose connection is closed has ended, which shows that the machine has left, or has the
+/// machine again.
+fn wait_until_it_has_left(controller: &Controller, request: &mut Request) -> Result<(), String> {
+    let deadline = Instant::now() + LAST_ANSWER_TIMEOUT;
+    loop {
+        if let Some(Err(error)) = request.answer() {
+            return Err(error.to_string());
+        }
+        match controller.has_machine() {
+            Err(ControlError::NotListening { .. }) => return Ok(()),
+            Ok(true) if request.is_answered() => return Err(GAVE_UP.to_owned()),
+            _ if Instant::now() < deadline => sleep(POLL_INTERVAL),
+            Err(error) => return Err(error.to_string()),
+            Ok(_) => return Err("its hypervisor neither continues it nor ends".to_owned()),
+        }
     }
-    joined(sending).map_err(|error| error.to_string())
 }
 
 /// Receives a machine into the hypervisor that waits for it, and returns when the guest runs.
 ///
 /// # Errors
-/// Returns [`AgentError::NotArrived`] if the hypervisor ends, or [`AgentError::Control`].
-pub fn receive(state: &MachineState, streams: Streams) -> Result<(), AgentError> {
+/// Returns [`AgentError::NotArrived`] if the hypervisor ends, [`AgentError::ArrivesTooLate`], or [`AgentError::Control`].
+pub fn receive(state: &MachineState, streams: Streams, timeout: Duration) -> Result<(), AgentError> {
     let (controller, launch) = controller(state)?;
+    let time = TransferTime::starting_now(timeout);
+    let too_late = || AgentError::ArrivesTooLate { machine: state.name().to_owned(), seconds: time.limit.as_secs() };
     if launch.control.as_ref().is_some_and(|socket| migrates_by_file(socket.protocol)) {
-        if !begins(&streams.input).map_err(system("receiving the machine"))? {
-            return Err(AgentError::NotArrived(state.name().to_owned()));
+        match begins(&streams.input, &controller, &time).map_err(system("receiving the machine"))? {
+            Some(true) => {}
+            Some(false) => return Err(AgentError::NotArrived(state.name().to_owned())),
+            None => return Err(too_late()),
         }
         controller.start_to_receive(streams.input.as_fd())?;
-    } else {
-        receive_through_socket(&controller, &launch, streams)?;
+    } else if !receive_through_socket(&controller, &launch, streams, &time)? {
+        return Err(too_late());
     }
     loop {
         match controller.condition() {
@@ -112,41 +176,99 @@ pub fn receive(state: &MachineState, streams: Streams) -> Result<(), AgentError>
             _ if state.activity()? == Activity::Stopped => {
                 return Err(AgentError::NotArrived(state.name().to_owned()));
             }
+            _ if time.is_over() => return Err(too_late()),
             _ => sleep(POLL_INTERVAL),
         }
     }
 }
 
-/// Waits until the other node sends something, and returns whether it does. qemu would wait for ever, with a busy processor,
-/// for the first byte of a pipe that the other node has closed: it does not poll for `POLLHUP`.
-fn begins(stream: &OwnedFd) -> io::Result<bool> {
+/// Waits until the other node sends something, and returns whether it does; `None` if it has done nothing in time. qemu
+/// would wait for ever, with a busy processor, for the first byte of a pipe that the other node has closed: it does not
+/// poll for `POLLHUP`. If the hypervisor no longer waits, the cluster has started or stopped the machine in the meantime.
+fn begins(stream: &OwnedFd, controller: &Controller, time: &TransferTime) -> io::Result<Option<bool>> {
     loop {
         let mut polled = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut polled, PollTimeout::NONE) {
+        let wait = time.left().min(CONDITION_INTERVAL);
+        match poll(&mut polled, PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX)) {
+            Ok(0) if time.is_over() => return Ok(None),
+            Ok(0) => match controller.condition() {
+                Ok(Condition::Waits) | Err(ControlError::NoAnswer { .. }) => {}
+                _ => return Ok(Some(false)),
+            },
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
-            Ok(_) => return Ok(polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN))),
+            Ok(_) => return Ok(Some(polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN)))),
         }
     }
 }
 
-fn receive_through_socket(controller: &Controller, launch: &Launch, streams: Streams) -> Result<(), AgentError> {
-    /// Pacemaker ends the source, and so this process, long before.
-    const LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Returns whether the machine was received in time.
+fn receive_through_socket(
+    controller: &Controller,
+    launch: &Launch,
+    streams: Streams,
+    time: &TransferTime,
+) -> Result<bool, AgentError> {
     let path = socket_path(launch);
     remove_stale(path.as_path())
         .map_err(|error| system("receiving the machine")(io::Error::other(error.to_string())))?;
-    let (asked, url) = (controller.clone().with_timeout(LIMIT), path.clone());
-    let receiving = thread::spawn(move || asked.receive_through(&url));
-    while !receiving.is_finished() {
+    let url = path.clone();
+    let mut request = Request::begin(controller.clone().with_timeout(time.limit + LAST_ANSWER_TIMEOUT), move |asked| {
+        asked.receive_through(&url)
+    });
+    let hypervisor = loop {
         // The guest's memory is sent there.
         if let Ok(hypervisor) = connect_to(path.as_path()) {
-            relay(hypervisor, streams).map_err(system("copying the machine"))?;
-            break;
+            break hypervisor;
         }
-        sleep(POLL_INTERVAL);
+        match request.answer() {
+            Some(answer) => return Ok(answer.map(|()| true)?),
+            None if time.is_over() => return Ok(false),
+            None => sleep(POLL_INTERVAL),
+        }
+    };
+    let relay = Relay::start(hypervisor, streams).map_err(system("copying the machine"))?;
+    let closed_by = relay.wait(time.left());
+    relay.close();
+    if closed_by.is_none() {
+        return Ok(false);
     }
-    Ok(joined(receiving)?)
+    Ok(request.wait(LAST_ANSWER_TIMEOUT).transpose()?.is_some())
+}
+
+/// A request that is answered only after a migration, or after it has begun.
+struct Request {
+    answers: mpsc::Receiver<Result<(), ControlError>>,
+    is_answered: bool,
+}
+
+impl Request {
+    fn begin(
+        controller: Controller,
+        send: impl FnOnce(&Controller) -> Result<(), ControlError> + Send + 'static,
+    ) -> Self {
+        let (sender, answers) = mpsc::channel();
+        thread::spawn(move || {
+            // Fails if nothing waits for the answer any more.
+            let _ = sender.send(send(&controller));
+        });
+        Self { answers, is_answered: false }
+    }
+
+    /// Returns the answer once, when it has come.
+    fn answer(&mut self) -> Option<Result<(), ControlError>> {
+        self.wait(Duration::ZERO)
+    }
+
+    fn wait(&mut self, timeout: Duration) -> Option<Result<(), ControlError>> {
+        let answer = self.answers.recv_timeout(timeout).ok();
+        self.is_answered |= answer.is_some();
+        answer
+    }
+
+    fn is_answered(&self) -> bool {
+        self.is_answered
+    }
 }
 
 fn controller(state: &MachineState) -> Result<(Controller, Launch), AgentError> {
@@ -175,39 +297,79 @@ fn listen_for(launch: &Launch, path: &HostPath) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Waits for the hypervisor's connection; `None` if its request has ended before.
-fn accept<T>(listener: &UnixListener, request: &JoinHandle<T>) -> io::Result<Option<UnixStream>> {
+/// Waits for the hypervisor's connection. From version 53 on, cloud-hypervisor answers the request before it connects.
+fn accept(
+    listener: &UnixListener,
+    request: &mut Request,
+    controller: &Controller,
+    time: &TransferTime,
+) -> Result<UnixStream, String> {
     loop {
         match listener.accept() {
             Ok((stream, _)) => {
-                stream.set_nonblocking(false)?;
-                return Ok(Some(stream));
+                stream.set_nonblocking(false).map_err(|error| error.to_string())?;
+                return Ok(stream);
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !request.is_finished() => sleep(POLL_INTERVAL),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        if let Some(Err(error)) = request.answer() {
+            return Err(error.to_string());
+        }
+        match request.is_answered().then(|| controller.has_machine()) {
+            Some(Ok(true)) => return Err(GAVE_UP.to_owned()),
+            Some(Err(error @ ControlError::NotListening { .. })) => return Err(error.to_string()),
+            _ if time.is_over() => return Err(time.exceeded()),
+            _ => sleep(POLL_INTERVAL),
         }
     }
 }
 
-/// Copies in both directions, and returns when both ends have closed theirs. An error of one end is reported by the
-/// hypervisors' own protocol.
-fn relay(hypervisor: UnixStream, streams: Streams) -> io::Result<()> {
-    let (mut from_node, mut to_hypervisor) = (File::from(streams.input), hypervisor.try_clone()?);
-    let incoming = thread::spawn(move || {
-        let _ = io::copy(&mut from_node, &mut to_hypervisor);
-        let _ = to_hypervisor.shutdown(Shutdown::Write);
-    });
-    let (mut from_hypervisor, mut to_node) = (hypervisor, File::from(streams.output));
-    let _ = io::copy(&mut from_hypervisor, &mut to_node);
-    drop(to_node);
-    // The other node may still be open for writing although nothing more will come.
-    drop(incoming);
-    Ok(())
+/// The connection of a hypervisor with the other node, copied in both directions by two threads.
+struct Relay {
+    hypervisor: UnixStream,
+    closed_by: mpsc::Receiver<End>,
 }
 
-fn joined(request: JoinHandle<Result<(), ControlError>>) -> Result<(), ControlError> {
-    request.join().unwrap_or_else(|_| Err(ControlError::Unsupported("the request was not finished".to_owned())))
+/// An end of the connection.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Hypervisor,
+    Node,
+}
+
+impl Relay {
+    fn start(hypervisor: UnixStream, streams: Streams) -> io::Result<Self> {
+        let (mut from_node, mut to_hypervisor) = (File::from(streams.input), hypervisor.try_clone()?);
+        let (mut from_hypervisor, mut to_node) = (hypervisor.try_clone()?, File::from(streams.output));
+        let (sender, closed_by) = mpsc::channel();
+        let reply = sender.clone();
+        // Nothing receives the messages after the deadline.
+        thread::spawn(move || {
+            // Fails if the hypervisor has closed it. The other thread finds that out.
+            if forward(&mut from_node, &mut to_hypervisor).is_ok() {
+                let _ = reply.send(End::Node);
+            }
+            let _ = to_hypervisor.shutdown(Shutdown::Write);
+        });
+        thread::spawn(move || {
+            let copied = forward(&mut from_hypervisor, &mut to_node);
+            drop(to_node);
+            let _ = sender.send(if copied.is_ok() { End::Hypervisor } else { End::Node });
+        });
+        Ok(Self { hypervisor, closed_by })
+    }
+
+    /// Waits until one end has closed the connection, and returns which; `None` if none has.
+    fn wait(&self, timeout: Duration) -> Option<End> {
+        self.closed_by.recv_timeout(timeout).ok()
+    }
+
+    /// Closes the connection for the hypervisor, although a thread may still wait for the other node.
+    fn close(&self) {
+        // Fails if the hypervisor has closed it already.
+        let _ = self.hypervisor.shutdown(Shutdown::Both);
+    }
 }
 
 #[cfg(test)]
@@ -257,20 +419,43 @@ mod tests {
         (state, UnixListener::bind(socket.as_path()).unwrap())
     }
 
+    /// Answers a request with this status.
+    fn answer(client: &mut UnixStream, status: &str, body: &str) {
+        let length = body.len();
+        client.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes()).unwrap();
+    }
+
+    /// Answers all requests of a controller in this way, until the process ends.
+    fn answer_all(server: UnixListener, status: &'static str) {
+        thread::spawn(move || {
+            for client in server.incoming() {
+                let mut client = client.unwrap();
+                body_of(&client);
+                answer(&mut client, status, "{}");
+            }
+        });
+    }
+
+    /// Accepts the request to send, answers it at once, as versions from 53 on do, and connects.
+    fn begin_to_send(server: &UnixListener) -> UnixStream {
+        let (mut client, _) = server.accept().unwrap();
+        let body = body_of(&client);
+        client.write_all(DONE).unwrap();
+        let url = body["destination_url"].as_str().unwrap();
+        UnixStream::connect(url.trim_start_matches("unix:")).unwrap()
+    }
+
     #[test]
     fn cloud_hypervisor_sends_a_machine_through_a_socket_and_receives_it_through_one() {
         let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let (leaves, sender) = machine(source.path());
         let (arrives, receiver) = machine(target.path());
         let sending = thread::spawn(move || {
-            let (mut client, _) = sender.accept().unwrap();
-            let body = body_of(&client);
-            let mut stream =
-                UnixStream::connect(body["destination_url"].as_str().unwrap().trim_start_matches("unix:")).unwrap();
+            let mut stream = begin_to_send(&sender);
             stream.write_all(b"pages").unwrap();
             let mut answer = [0; 2];
             stream.read_exact(&mut answer).unwrap();
-            client.write_all(DONE).unwrap();
+            // The hypervisor ends, and with it the listener.
             answer
         });
         let receiving = thread::spawn(move || {
@@ -285,15 +470,79 @@ mod tests {
             client.write_all(DONE).unwrap();
             let (mut client, _) = receiver.accept().unwrap();
             body_of(&client);
-            client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n{\"state\":\"Running\"}").unwrap();
+            answer(&mut client, "200 OK", r#"{"state":"Running"}"#);
             pages
         });
-        let ((near, far), (back_near, back_far)) = (UnixStream::pair().unwrap(), UnixStream::pair().unwrap());
-        let there = thread::spawn(move || receive(&arrives, Streams { input: far.into(), output: back_far.into() }));
+        // Pipes, as the standard streams of ssh are.
+        let ((far, near), (back_near, back_far)) = (io::pipe().unwrap(), io::pipe().unwrap());
+        let streams = Streams { input: far.into(), output: back_far.into() };
+        let there = thread::spawn(move || receive(&arrives, streams, Duration::from_secs(120)));
         let streams = Streams { input: back_near.into(), output: near.into() };
         send(&leaves, streams, Duration::from_secs(120)).unwrap();
         there.join().unwrap().unwrap();
         assert_eq!((&sending.join().unwrap(), &receiving.join().unwrap()), (b"ok", b"pages"));
         assert!(!source.path().join(SOCKET).exists());
+    }
+
+    #[test]
+    fn a_machine_whose_target_is_silent_stays() {
+        let source = tempfile::tempdir().unwrap();
+        let (stays, sender) = machine(source.path());
+        let sending = thread::spawn(move || {
+            let mut stream = begin_to_send(&sender);
+            // The other node reads nothing.
+            while stream.write_all(&[0; 4096]).is_ok() {}
+            answer_all(sender, "200 OK");
+        });
+        let ((far, near), (back_near, back_far)) = (io::pipe().unwrap(), io::pipe().unwrap());
+        let streams = Streams { input: back_near.into(), output: near.into() };
+        let error = send(&stays, streams, Duration::from_secs(1)).unwrap_err();
+        let expected = "web could not be sent: it was not finished within 1 s, so it was cancelled";
+        assert_eq!(error.to_string(), expected);
+        sending.join().unwrap();
+        drop((far, back_far));
+    }
+
+    #[test]
+    fn a_machine_whose_hypervisor_gives_up_stays() {
+        for connects in [true, false] {
+            let source = tempfile::tempdir().unwrap();
+            let (stays, sender) = machine(source.path());
+            let sending = thread::spawn(move || {
+                if connects {
+                    drop(begin_to_send(&sender));
+                } else {
+                    let (mut client, _) = sender.accept().unwrap();
+                    body_of(&client);
+                    client.write_all(DONE).unwrap();
+                }
+                answer_all(sender, "200 OK");
+            });
+            let ((far, near), (back_near, back_far)) = (io::pipe().unwrap(), io::pipe().unwrap());
+            let streams = Streams { input: back_near.into(), output: near.into() };
+            let error = send(&stays, streams, Duration::from_secs(120)).unwrap_err();
+            assert_eq!(error.to_string(), format!("web could not be sent: {GAVE_UP}"), "{connects}");
+            sending.join().unwrap();
+            drop((far, back_far));
+        }
+    }
+
+    #[test]
+    fn a_machine_that_does_not_come_is_not_awaited_forever() {
+        let target = tempfile::tempdir().unwrap();
+        let (awaits, receiver) = machine(target.path());
+        let receiving = thread::spawn(move || {
+            let (client, _) = receiver.accept().unwrap();
+            let body = body_of(&client);
+            let socket = body["receiver_url"].as_str().unwrap().trim_start_matches("unix:").to_owned();
+            let (mut stream, _) = UnixListener::bind(socket).unwrap().accept().unwrap();
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        });
+        let ((far, near), (back_near, back_far)) = (io::pipe().unwrap(), io::pipe().unwrap());
+        let streams = Streams { input: far.into(), output: back_far.into() };
+        let error = receive(&awaits, streams, Duration::from_secs(1)).unwrap_err();
+        assert_eq!(error.to_string(), "web has not arrived within 1 s");
+        receiving.join().unwrap();
+        drop((near, back_near));
     }
 }

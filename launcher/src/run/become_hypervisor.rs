@@ -21,6 +21,12 @@ pub(super) fn command(launch: &Launch, prepared: &Prepared) -> Command {
     command.arg0(&launch.process_name).args(&launch.arguments).current_dir(launch.working_directory.as_path());
     // Only the launcher notifies the service manager.
     command.env_remove("NOTIFY_SOCKET").envs(&launch.environment);
+    // An error with a backtrace reads files, for which seccomp kills a sandboxed hypervisor together with its guest.
+    for name in ["RUST_BACKTRACE", "RUST_LIB_BACKTRACE"] {
+        if !launch.environment.contains_key(name) {
+            command.env_remove(name);
+        }
+    }
     prepared.pass_descriptors(&mut command);
     // Anyone who can connect to its control socket controls the guest.
     deny_others(&mut command);

@@ -5,7 +5,7 @@
 
 use crate::lifecycle::waiting_machine;
 use crate::machine::{
-    TIMEOUT, TestMachine, find_on_path, in_test_environment, missing, without_kvm_warning, write_disk,
+    TIMEOUT, TestMachine, find_on_path, in_test_environment, missing, skipped, without_kvm_warning, write_disk,
 };
 use launcher::launch::{Access, VolumeNeed};
 use launcher::path::HostPath;
@@ -38,7 +38,11 @@ struct Cluster {
 
 impl Cluster {
     fn new() -> Option<Self> {
-        let (machine, mut spec) = waiting_machine(Hypervisor::Qemu)?;
+        Self::of(Hypervisor::Qemu)
+    }
+
+    fn of(hypervisor: Hypervisor) -> Option<Self> {
+        let (machine, mut spec) = waiting_machine(hypervisor)?;
         write_disk(&machine.path("volume.img"), "a volume", 2048);
         let absolute = |name: &str| machine.path(name).to_str().unwrap().to_owned();
         spec.volumes =
@@ -141,7 +145,7 @@ impl Cluster {
     }
 
     fn offer(&self, runner: &Path) -> String {
-        format!("{{\"version\":1,\"name\":\"web\",\"runner\":\"{}\"}}", runner.display())
+        format!("{{\"version\":1,\"name\":\"web\",\"runner\":\"{}\",\"timeoutSeconds\":240}}", runner.display())
     }
 
     fn run(&self, node: &str, action: &str) -> Output {
@@ -535,11 +539,20 @@ fn a_process_that_the_user_of_a_service_has_recorded_is_neither_asked_nor_ended_
 }
 
 #[test]
-fn a_running_machine_migrates_and_keeps_running() {
+fn a_running_machine_migrates_and_keeps_running_on_qemu() {
+    a_running_machine_migrates(Hypervisor::Qemu);
+}
+
+#[test]
+fn a_running_machine_migrates_and_keeps_running_on_cloud_hypervisor() {
+    a_running_machine_migrates(Hypervisor::CloudHypervisor);
+}
+
+fn a_running_machine_migrates(hypervisor: Hypervisor) {
     if find_on_path("cibadmin").is_none() {
         return missing("cibadmin is needed: package pacemaker-cli-utils");
     }
-    let Some(cluster) = Cluster::new() else { return };
+    let Some(cluster) = Cluster::of(hypervisor) else { return };
     cluster.expect("n1", "start", SUCCESS);
     cluster.wait_for_console("n1", "before", "typed [before]");
     // What ssh does in a real cluster: it runs the receiver on the other node.
@@ -563,16 +576,45 @@ fn a_running_machine_migrates_and_keeps_running() {
     assert!(printed.contains("n2 cannot receive web: "), "{printed}");
     cluster.expect("n1", "monitor", SUCCESS);
 
-    expect(&mut migrate("n1", "migrate_to", &command), SUCCESS);
+    // So does one that is frozen while the machine comes, or before.
+    let frozen = cluster.machine.path("frozen");
+    for (answer, reason) in [
+        ("echo ready", "web could not be sent: it was not finished within "),
+        ("true", "n2 cannot receive web: it does not answer"),
+    ] {
+        write_program(&frozen, &format!("{answer}; exec sleep 1000"));
+        let mut migration = migrate("n1", "migrate_to", &format!("{} NODE", frozen.display()));
+        let printed = expect(migration.env("OCF_RESKEY_CRM_meta_timeout", "20000"), GENERIC);
+        assert!(printed.contains(reason), "{printed}");
+        cluster.expect("n1", "monitor", SUCCESS);
+        cluster.wait_for_console("n1", "still here", "typed [still here]");
+    }
+
+    let moved = migrate("n1", "migrate_to", &command).output().unwrap();
+    let printed = without_kvm_warning(&moved.stderr);
+    if hypervisor == Hypervisor::CloudHypervisor && !moved.status.success() && kvm_saves_no_guests(&cluster) {
+        assert!(printed.contains("its hypervisor has cancelled it"), "{printed}");
+        cluster.expect("n1", "monitor", SUCCESS);
+        cluster.wait_for_console("n1", "after", "typed [after]");
+        cluster.expect("n1", "stop", SUCCESS);
+        return skipped("KVM of this host does not report the state of nested guests, which cloud-hypervisor sends");
+    }
+    assert!(moved.status.success(), "{printed}");
     expect(&mut migrate("n2", "migrate_from", &command), SUCCESS);
     let console = cluster.wait_for_console("n2", "after", "typed [after]");
     assert!(!console.contains("probe format=1"), "the guest has not booted: {console}");
-    // The source is stopped at once, although the target has the volume.
+    // The source has been ended at once, although the target has the volume.
     cluster.expect("n1", "monitor", NOT_RUNNING);
     cluster.expect("n1", "stop", SUCCESS);
     let printed = expect(cluster.agent("n1", "start").env("OCF_RESKEY_CRM_meta_timeout", "1500"), GENERIC);
     assert!(printed.contains("volume.img is in use by machine web, process "), "the target has the lock: {printed}");
     cluster.expect("n2", "stop", SUCCESS);
+}
+
+/// Whether the hypervisor on the first node could not read the state of its guest.
+fn kvm_saves_no_guests(cluster: &Cluster) -> bool {
+    let log = fs::read_to_string(cluster.machine.path("n1/machines/web/microvm.log"));
+    log.is_ok_and(|log| log.contains("GetNestedState"))
 }
 
 #[test]

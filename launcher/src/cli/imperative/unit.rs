@@ -64,9 +64,9 @@ enum Task {
     /// As the machine's user, print as JSON whether the machine runs
     Observe(Machine),
     /// Send the running machine to the host that standard output and standard input are connected to, as its user
-    Send(SendArguments),
+    Send(TransferArguments),
     /// Receive a machine from the host that standard input and standard output are connected to, as its user
-    Receive(Machine),
+    Receive(TransferArguments),
 }
 
 #[derive(clap::Args)]
@@ -77,7 +77,7 @@ struct Machine {
 }
 
 #[derive(clap::Args)]
-struct SendArguments {
+struct TransferArguments {
     #[command(flatten)]
     machine: Machine,
     /// The time limit
@@ -162,7 +162,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
             let state = state_as_user(&layout, &arguments.machine)?;
             send(&state, streams()?, Duration::from_secs(arguments.timeout)).map_err(failed)
         }
-        Task::Receive(machine) => receive(&state_as_user(&layout, machine)?, streams()?).map_err(failed),
+        Task::Receive(arguments) => {
+            let state = state_as_user(&layout, &arguments.machine)?;
+            receive(&state, streams()?, Duration::from_secs(arguments.timeout)).map_err(failed)
+        }
     }
 }
 
