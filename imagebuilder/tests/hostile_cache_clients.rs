@@ -132,7 +132,7 @@ fn descriptors_that_a_client_sends_are_not_kept() {
 
 #[test]
 fn a_silent_client_is_dropped() {
-    let service = Running::with(|limits| limits.silence = Duration::from_millis(300));
+    let service = Running::with(|limits| limits.silence = Duration::from_secs(3));
     let client = service.client();
     assert!(client.receive().is_end());
     service.client().expect_pack(0);
@@ -283,7 +283,7 @@ fn work_is_cancelled_when_no_client_waits_for_it() {
 
 #[test]
 fn a_request_that_takes_too_long_is_refused_and_its_work_is_cancelled() {
-    let service = Running::with(|limits| limits.request_time = Duration::from_millis(300));
+    let service = Running::with(|limits| limits.request_time = Duration::from_secs(3));
     service.packs.set(0, Making::Takes);
     let client = service.client();
     assert_eq!(client.ask(0).reason(), "tooSlow");
@@ -330,10 +330,10 @@ fn a_client_gets_a_message_while_the_service_works() {
 
 #[test]
 fn an_unused_service_ends_and_one_in_use_does_not() {
-    let service = Running::with(|limits| limits.idle_exit = Some(Duration::from_millis(400)));
+    let service = Running::with(|limits| limits.idle_exit = Some(Duration::from_secs(3)));
     let client = service.client();
     client.expect_pack(0);
-    std::thread::sleep(Duration::from_millis(800));
+    std::thread::sleep(Duration::from_secs(4));
     client.expect_pack(1);
     drop(client);
     service.wait();

@@ -107,8 +107,8 @@ check_stopped() { # MACHINE
   journalctl --sync
   journalctl --quiet "_SYSTEMD_INVOCATION_ID=$invocation" | grep 'request ' >/dev/null || { journalctl --no-pager --unit "microvm@$1" | tail -n 30 >&2; die "microvm@$1 was not asked to stop"; }
   # It stops with the machine, but stopping the machine does not wait for it.
-  timeout 10 bash -c 'while ip link show "$1"; do sleep 0.1; done' bash "vm-${1:0:11}" >/dev/null 2>&1 || die "the tap of microvm@$1 is still there"
-  timeout 10 bash -c 'while [ -L "$1" ]; do sleep 0.1; done' bash "/var/lib/microvms/$1/booted" || die "the link to what microvm@$1 was started with is still there"
+  timeout 60 bash -c 'while ip link show "$1"; do sleep 0.1; done' bash "vm-${1:0:11}" >/dev/null 2>&1 || die "the tap of microvm@$1 is still there"
+  timeout 60 bash -c 'while [ -L "$1" ]; do sleep 0.1; done' bash "/var/lib/microvms/$1/booted" || die "the link to what microvm@$1 was started with is still there"
 }
 
 # The server of a disk without an image runs in the machine's unit. check_running has checked its user and its confinement.
@@ -183,7 +183,7 @@ check_devices() {
   [ "$(systemctl show --property DeviceAllow --value microvm@devices | tr ' ' '\n' | grep -c -e '^/dev/block-of-machine$' -e '^/dev/tap')" = 2 ] ||
     die "microvm@devices may open $(systemctl show --property DeviceAllow microvm@devices)"
   systemctl stop microvm@devices
-  [ ! -e /sys/class/net/mv-devices ] || timeout 10 bash -c 'while [ -e /sys/class/net/mv-devices ]; do sleep 0.1; done' || die "the macvtap of devices is still there"
+  [ ! -e /sys/class/net/mv-devices ] || timeout 60 bash -c 'while [ -e /sys/class/net/mv-devices ]; do sleep 0.1; done' || die "the macvtap of devices is still there"
   losetup --detach "$loop"
   trap 'systemctl --no-block poweroff' EXIT
   echo "devices: a macvtap, a block volume and a 9p share reach the guest"
