@@ -384,11 +384,11 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Binds the socket. This is done before the namespace is entered, in which its directory may be covered.
+    /// Makes the socket. This is done before the namespace is entered, in which its directory may be covered.
     ///
     /// # Errors
     /// Returns [`ViewError::Control`].
-    pub fn bind(path: &HostPath) -> Result<Self, ViewError> {
+    pub fn make(path: &HostPath) -> Result<Self, ViewError> {
         let failed = |source| ViewError::Control { path: path.clone(), source };
         crate::sockets::remove_stale(path.as_path()).map_err(|error| failed(io::Error::other(error)))?;
         let made = || {
@@ -502,7 +502,7 @@ mod tests {
     fn a_view_is_served_only_when_it_is_complete() {
         let directory = tempfile::tempdir().unwrap();
         let path = HostPath::new(directory.path().join("view.sock").to_str().unwrap());
-        let control = ControlSocket::bind(&path).unwrap();
+        let control = ControlSocket::make(&path).unwrap();
         assert!(!crate::sockets::is_served(path.as_path()));
         // There was one that refused clients, and another process could remove it.
         assert!(!path.as_path().exists());

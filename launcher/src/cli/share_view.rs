@@ -61,7 +61,7 @@ pub(crate) struct ServeArguments {
 
 pub(crate) fn serve(arguments: &ServeArguments) -> Result<(), Failure> {
     let names = read_list(&arguments.closure).map_err(failed)?;
-    let control = ControlSocket::bind(&arguments.control).map_err(failed)?;
+    let control = ControlSocket::make(&arguments.control).map_err(failed)?;
     let view = View::make(&arguments.source, &names).map_err(failed)?;
     let listener = control.listen().map_err(failed)?;
     let Some((program, words)) = arguments.command.split_first() else {
