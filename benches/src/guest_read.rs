@@ -94,7 +94,7 @@ fn qemu(
         .map(|letter| format!("/dev/vd{}", char::from(letter)))
         .collect();
     let parameters = format!(
-        "console=ttyS0 quiet panic=-1 rdinit=/guest-read tsc_early_khz={} read.rounds={} read.every={} read.disks={}",
+        "console=ttyS0 quiet panic=-1 no_timer_check rdinit=/guest-read tsc_early_khz={} read.rounds={} read.every={} read.disks={}",
         workspace::tsc_khz()?,
         extent.rounds,
         extent.every,

@@ -47,7 +47,7 @@ fn without_kvm_qemu_emulates_with_a_warning_and_the_others_refuse() {
     let launch = launch(json!({}), &facts, Hypervisor::Qemu);
     assert!(value(&launch, "-machine").starts_with("q35,accel=tcg,"), "{:?}", launch.arguments);
     assert_eq!(value(&launch, "-cpu"), "max");
-    assert!(value(&launch, "-append").contains("tsc_early_khz=2596000"));
+    assert!(value(&launch, "-append").contains("no_timer_check tsc_early_khz=2596000"));
     assert_eq!(launch.needs.kvm, KvmUse::NotUsed);
     assert_eq!(launch.warnings.len(), 1);
     assert!(launch.warnings[0].contains("/dev/kvm is not there; qemu emulates"), "{:?}", launch.warnings);

@@ -171,12 +171,12 @@ fn kernel_parameters(builder: &LaunchBuilder<'_>, machine: &Machine) -> Vec<Stri
     }
     add("reboot=t");
     add("panic=-1");
-    if machine.is_emulated
-        && builder.architecture() == Architecture::X86_64
-        && builder.spec.architecture.is_none_or(|guest| guest == builder.facts.architecture)
-    {
-        // On a busy host, an emulated guest often fails to calibrate its time stamp counter, and hangs.
-        if let Some(khz) = builder.facts.tsc_khz {
+    if machine.is_emulated && builder.architecture() == Architecture::X86_64 {
+        // On a busy host, too few ticks of an emulated timer arrive in time, and the guest's kernel panics.
+        add("no_timer_check");
+        // There, an emulated guest also often fails to calibrate its time stamp counter, and hangs.
+        let is_hosts = builder.spec.architecture.is_none_or(|guest| guest == builder.facts.architecture);
+        if let Some(khz) = builder.facts.tsc_khz.filter(|_| is_hosts) {
             add(&format!("tsc_early_khz={khz}"));
         }
     }
