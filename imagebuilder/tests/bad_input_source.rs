@@ -291,7 +291,11 @@ fn invalid_machines_are_refused() {
 #[test]
 fn a_plan_of_a_squashfs_or_of_a_sealed_image_is_not_served_as_an_erofs() {
     let workspace = Workspace::with_store();
-    for (options, what) in [("", "a squashfs"), ("--format erofs --verity", "a sealed image")] {
+    for (options, what, nixos) in [
+        ("", "a squashfs", "microvm.storeDiskType = \"erofs\""),
+        ("--verity", "a sealed squashfs", "microvm.storeDiskType = \"erofs\" and microvm.storeDiskVerity = false"),
+        ("--format erofs --verity", "a sealed erofs", "microvm.storeDiskVerity = false"),
+    ] {
         workspace.run(&format!("plan --closure-info info -o plan.json {options}")).success();
         let names = workspace.names();
         workspace.run("serve --plan plan.json --socket disk.sock").failure(
@@ -299,7 +303,7 @@ fn a_plan_of_a_squashfs_or_of_a_sealed_image_is_not_served_as_an_erofs() {
             &format!(
                 "error: plan.json is the plan of {what}, but a disk without an image is an erofs that is not sealed\n\
                  hint: make a plan with `microvm-image plan --format erofs` and without --verity; with NixOS, set \
-                 microvm.storeDiskType to \"erofs\"\n"
+                 {nixos}\n"
             ),
         );
         assert_eq!(workspace.names(), names);

@@ -96,19 +96,23 @@ impl SourceArgs {
     pub(crate) fn served_closure(&self) -> Result<Option<Closure>, Failure> {
         let Some(SelectedSource::Plan(file)) = self.selected()? else { return self.closure() };
         let plan = self.read_plan(&file)?;
-        let other = match plan.format {
-            ImageFormat::Squashfs(_) => "a squashfs",
-            ImageFormat::Erofs(_) if plan.verity => "a sealed image",
-            ImageFormat::Erofs(_) => return Ok(Some(Closure { store_dir: plan.store_dir, paths: plan.paths })),
+        let (other, nixos) = match (plan.format, plan.verity) {
+            (ImageFormat::Squashfs(_), false) => ("a squashfs", "microvm.storeDiskType = \"erofs\""),
+            (ImageFormat::Squashfs(_), true) => {
+                ("a sealed squashfs", "microvm.storeDiskType = \"erofs\" and microvm.storeDiskVerity = false")
+            }
+            (ImageFormat::Erofs(_), true) => ("a sealed erofs", "microvm.storeDiskVerity = false"),
+            (ImageFormat::Erofs(_), false) => {
+                return Ok(Some(Closure { store_dir: plan.store_dir, paths: plan.paths }));
+            }
         };
         let problem = format!(
             "{} is the plan of {other}, but a disk without an image is an erofs that is not sealed",
             file.display()
         );
-        Err(Failure::usage(problem).with_hint(
-            "make a plan with `microvm-image plan --format erofs` and without --verity; with NixOS, set \
-             microvm.storeDiskType to \"erofs\"",
-        ))
+        Err(Failure::usage(problem).with_hint(format!(
+            "make a plan with `microvm-image plan --format erofs` and without --verity; with NixOS, set {nixos}"
+        )))
     }
 
     /// Returns the plan of an image of the closure with these settings.
