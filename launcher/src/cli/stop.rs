@@ -50,7 +50,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         return service.command("stop").map_err(failed);
     }
     let machine = find(&arguments.machine, &arguments.overrides)?;
-    forget_failed_units(&machine);
+    if machine.elsewhere.is_none() {
+        forget_failed_units(&machine);
+    }
     machine.become_recorder()?;
     let name = machine.state.name();
     if let Some(elsewhere) = &machine.elsewhere {

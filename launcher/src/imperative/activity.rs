@@ -83,7 +83,7 @@ pub fn last_failure(machine: &Machine) -> Result<Vec<String>, StateError> {
 fn reasons(recorded: Option<RunFailure>, service: &Service, failed: &[FailedUnit]) -> Vec<String> {
     let Some(recorded) = recorded else { return failed.iter().map(ToString::to_string).collect() };
     let own = failed.iter().find(|unit| service.is(unit));
-    if own.is_some_and(|unit| unit.has_started_after(recorded.unix_seconds)) {
+    if own.is_some_and(|unit| unit.has_started_after(recorded.monotonic_microseconds)) {
         // That start failed before its launcher could record it, or remove the record of an earlier one.
         return failed.iter().map(ToString::to_string).collect();
     }

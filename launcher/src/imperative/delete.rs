@@ -57,16 +57,17 @@ pub fn delete(layout: &Layout, name: &MachineName) -> Result<(), ImperativeError
         LockAttempt::HeldElsewhere => return Err(ImperativeError::Running(name.to_string())),
         held => held,
     };
-    // Otherwise a new machine of this name has failed before its first start. The directory must still be there to be compared.
-    if let Ok(state) = RuntimeDirectory::locate().and_then(|runtime| runtime.machine(name.as_str())) {
-        state.clear_failure_in(&machine.directory);
-    }
     let unfinished = layout.unfinished(&machine);
     match (layout.existing(name), missing) {
         // Another process has created it while this one waited for the lock.
         (Ok(_), Some(missing)) => return Err(missing),
         (Ok(machine), None) => {
             remove_directory(&unfinished)?;
+            // Otherwise a new machine of this name has failed before its first start. The directory must still be there to
+            // be compared.
+            if let Ok(state) = RuntimeDirectory::locate().and_then(|runtime| runtime.machine(name.as_str())) {
+                state.clear_failure_in(&machine.directory);
+            }
             rename(&machine.directory, &unfinished)?;
         }
         (Err(_), _) => {}

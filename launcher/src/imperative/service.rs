@@ -2,11 +2,10 @@
 
 use super::{ImperativeError, MachineName};
 use crate::host::{first_output, last_output};
-use nix::time::ClockId;
 use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The arguments of busctl that call a method of systemd-machined: org.freedesktop.machine1(5).
 const MACHINED: [&str; 4] =
@@ -232,11 +231,9 @@ pub struct FailedUnit {
 }
 
 impl FailedUnit {
-    /// Whether its main process was started last after that time, in seconds since 1970.
-    pub(super) fn has_started_after(&self, unix_seconds: u64) -> bool {
-        let now = |clock: ClockId| clock.now().map_or(Duration::ZERO, Duration::from);
-        let age = now(ClockId::CLOCK_MONOTONIC).saturating_sub(Duration::from_micros(self.started));
-        now(ClockId::CLOCK_REALTIME).saturating_sub(age).as_secs() > unix_seconds
+    /// Whether its main process was started last after that time, in microseconds of the monotonic clock.
+    pub(super) fn has_started_after(&self, monotonic_microseconds: u64) -> bool {
+        self.started > monotonic_microseconds
     }
 }
 

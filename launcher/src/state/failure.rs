@@ -1,9 +1,11 @@
 //! Why a machine's most recent start or run failed. As systemd does for a failed service, `status` shows it until the next
 //! start or the next boot of the host.
 
-use super::{MachineState, StateError, is_same_directory, unix_seconds};
+use super::{MachineState, StateError, is_same_directory};
+use nix::time::ClockId;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The file that contains the [`RunFailure`].
 const FAILURE: &str = "failure.json";
@@ -20,8 +22,9 @@ const MAX_PROBLEM_LENGTH: usize = 400;
 pub struct RunFailure {
     /// The reasons, as the launcher has printed them.
     pub problems: Vec<String>,
-    /// When it failed, in seconds since 1970.
-    pub unix_seconds: u64,
+    /// When it failed, in microseconds of CLOCK_MONOTONIC. systemd reports when units started in this clock, too, which
+    /// nobody can set. The record does not outlive a boot.
+    pub monotonic_microseconds: u64,
     /// The state directory, because a machine of another one may have the same name.
     pub working_directory: PathBuf,
 }
@@ -32,7 +35,9 @@ impl MachineState {
     pub(super) fn write_failure(&self, problems: Vec<String>, working_directory: &Path) {
         let (problems, working_directory) = (shortened(problems), working_directory.to_owned());
         // The caller reports the failure. If it cannot be recorded too, on a full disk for example, nothing is lost.
-        let _ = self.write(FAILURE, &RunFailure { problems, unix_seconds: unix_seconds(), working_directory });
+        let now = ClockId::CLOCK_MONOTONIC.now().map_or(Duration::ZERO, Duration::from);
+        let monotonic_microseconds = u64::try_from(now.as_micros()).unwrap_or_default();
+        let _ = self.write(FAILURE, &RunFailure { problems, monotonic_microseconds, working_directory });
     }
 
     /// Returns why the most recent start or run failed, or `None` if it has not failed.
@@ -103,7 +108,7 @@ mod tests {
         let state = RuntimeDirectory::at(runtime.path()).machine("web").unwrap();
         drop(state.lock_for_start(Path::new("/var/lib/web")).unwrap());
         let record = serde_json::json!({
-            "problems": vec!["é".repeat(1 << 10); 20], "unixSeconds": 1, "workingDirectory": "/var/lib/web", "later": 1,
+            "problems": vec!["é".repeat(1 << 10); 20], "monotonicMicroseconds": 1, "workingDirectory": "/var/lib/web", "later": 1,
         });
         let write = |text: &str| fs::write(runtime.path().join("web").join(FAILURE), text).unwrap();
         write(&record.to_string());

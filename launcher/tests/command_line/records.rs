@@ -65,10 +65,11 @@ fn a_machine_whose_unit_failed_is_shown_with_the_unit() {
     assert_eq!((&rows[0]["activity"], &rows[0]["failure"]), (&json!("failed"), &json!([reason])));
 }
 
-/// Writes the record of a failure in that second.
-fn write_failure(host: &Host, directory: &str, unix_seconds: u64) {
+/// Writes the record of a failure at that time of the monotonic clock.
+fn write_failure(host: &Host, directory: &str, microseconds: u64) {
     let directory = host.path(directory);
-    let record = json!({"problems": ["no kernel"], "unixSeconds": unix_seconds, "workingDirectory": directory});
+    let record =
+        json!({"problems": ["no kernel"], "monotonicMicroseconds": microseconds, "workingDirectory": directory});
     fs::write(host.path("run/web/failure.json"), record.to_string()).expect("a record");
 }
 
@@ -77,8 +78,8 @@ fn a_recorded_failure_hid_newer_ones_and_stop_and_delete_left_the_failed_units()
     let host = Host::new(&["web"]);
     symlink("/nix/store/runner", host.path("machines/web/current")).expect("a link");
     fs::create_dir(host.path("bin")).expect("a directory");
-    // The service has started when the host did. Until the units are reset, they have failed.
-    let shown = "Id=microvm@web.service\\nActiveState=failed\\nResult=exit-code\\nExecMainStartTimestampMonotonic=1\\n\\n\
+    // Until the units are reset, they have failed.
+    let shown = "Id=microvm@web.service\\nActiveState=failed\\nResult=exit-code\\nExecMainStartTimestampMonotonic=1000\\n\\n\
                  Id=microvm-virtiofsd@web.service\\nActiveState=failed\\nResult=signal\\n";
     let reset = host.path("reset");
     let script = format!(
@@ -93,11 +94,11 @@ fn a_recorded_failure_hid_newer_ones_and_stop_and_delete_left_the_failed_units()
         stdout(&output)
     };
     let helper = "microvm-virtiofsd@web.service has failed: signal";
-    write_failure(&host, "machines/web", 1);
+    write_failure(&host, "machines/web", 999);
     let both = format!("web  -  failed: microvm@web.service has failed: exit-code; {helper}\n");
     assert_eq!(microvm(&["status"]), both);
-    // Longer than the host can have run.
-    write_failure(&host, "machines/web", u64::MAX / 2);
+    // The clock does not go on while the host sleeps, so the time since the start is no measure.
+    write_failure(&host, "machines/web", 1001);
     assert_eq!(microvm(&["status"]), format!("web  -  failed: no kernel; {helper}\n"));
 
     let units = "reset-failed --no-ask-password microvm@web.service microvm-virtiofsd@web.service\n";
