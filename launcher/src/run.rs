@@ -167,13 +167,16 @@ pub enum RunError {
         /// How long it ran.
         seconds: f64,
     },
-    /// A process beside the hypervisor has failed, and then the hypervisor ended: crosvm does so without an error.
-    #[error("{hypervisor} ended after {seconds:.1} s, because a process beside it had failed: see the messages above")]
+    /// A process without which the guest cannot go on has failed, and the hypervisor has ended: crosvm does so without an
+    /// error.
+    #[error("{hypervisor} ended after {seconds:.1} s, and a process beside it has failed: {failure}")]
     LostProcess {
         /// The hypervisor.
         hypervisor: String,
         /// How long it ran.
         seconds: f64,
+        /// The process, and how it failed.
+        failure: String,
     },
     /// The guest ended before it reported that it had booted.
     #[error(

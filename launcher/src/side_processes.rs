@@ -16,6 +16,8 @@
 //! server of the store disk run as the machine's user, if there is one. The directory that a virtiofs daemon serves is
 //! opened in the same way: the daemon sees it in its own mount namespace.
 
+mod proof;
+
 use crate::interruption::{Interrupted, Interruption, end_group};
 use crate::launch::{OnExit, SideProcess, SideProcessKind, VIEW};
 use crate::path::HostPath;
@@ -29,21 +31,20 @@ use nix::unistd::Group;
 use program::child::{OnParentDeath, deny_others, pass_descriptors, prepare, show_directory, try_namespaces};
 use program::place::{Directory, Place, PrivateDirectory, descriptor_path, require_not_modifiable_by};
 use program::user::Identity;
-use serde::{Deserialize, Serialize};
+use proof::{ServedCommand, command_place, is_proven};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+pub use proof::serves_the_same;
+
 /// How long a daemon may take to create its socket.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long to wait before looking for a socket again.
 const SOCKET_POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// How long another launcher may take to record the command of a daemon that it has just restarted.
-const PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 /// The options that precede the path of a socket: those of virtiofs daemons and of crosvm's graphics card, and those of
 /// passt and of the server of the store disk.
 const SOCKET_OPTIONS: [&str; 2] = ["--socket-path", "--socket"];
@@ -310,8 +311,8 @@ struct Entry {
     private: Option<PrivateDirectory>,
     /// Whether its command is recorded next to its socket.
     is_noted: bool,
-    /// Whether it has failed and is not started again.
-    is_lost: bool,
+    /// How it failed, if the guest cannot go on without it and it is not started again.
+    loss: Option<String>,
 }
 
 impl SideProcesses {
@@ -356,7 +357,7 @@ impl SideProcesses {
                 start_again: None,
                 private: None,
                 is_noted: false,
-                is_lost: false,
+                loss: None,
             };
             entry.spawn()?;
             started.entries.push(entry);
@@ -376,9 +377,17 @@ impl SideProcesses {
         children.filter_map(|pid| ProcessIdentity::of(pid).ok()).collect()
     }
 
-    /// Whether a process has failed without which the guest cannot go on.
-    pub fn is_lost(&self) -> bool {
-        self.entries.iter().any(|entry| entry.is_lost)
+    /// Returns how a process failed without which the guest cannot go on.
+    pub fn loss(&self) -> Option<&str> {
+        self.entries.iter().find_map(|entry| entry.loss.as_deref())
+    }
+
+    /// Reaps processes that are not restarted, after the hypervisor has ended. Returns messages for the user.
+    pub fn finish(&mut self) -> Vec<String> {
+        let mut events = Vec::new();
+        let entries = self.entries.iter_mut().filter(|entry| entry.process.on_exit == OnExit::Report);
+        entries.for_each(|entry| entry.reap(&mut events));
+        events
     }
 
     /// Reaps processes that have ended, and restarts those whose delay is over. Returns messages for the user, and when
@@ -427,61 +436,6 @@ impl SideProcesses {
         }
         Ok(())
     }
-}
-
-/// The recorded command of a process that serves a socket.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct ServedCommand {
-    program: HostPath,
-    arguments: Vec<String>,
-    working_directory: HostPath,
-    /// Device and inode of the socket: another process that takes over the path creates another socket.
-    socket: (u64, u64),
-}
-
-impl ServedCommand {
-    fn of(process: &SideProcess, working_directory: &HostPath) -> io::Result<Self> {
-        let socket = std::fs::symlink_metadata(process.socket.below(working_directory).as_path())?;
-        Ok(Self {
-            program: process.program.clone(),
-            arguments: process.all_arguments(),
-            working_directory: working_directory.clone(),
-            socket: (socket.dev(), socket.ino()),
-        })
-    }
-}
-
-/// Whether the socket is served by a process that provably runs the same command. Only records of root and of this user
-/// are trusted.
-pub fn serves_the_same(process: &SideProcess, working_directory: &HostPath) -> bool {
-    let socket = process.socket.below(working_directory);
-    let written = || {
-        let (text, writer) = command_place(socket.as_path()).and_then(|place| place.read()).ok()??;
-        let is_trusted = writer.is_root() || writer == nix::unistd::geteuid();
-        serde_json::from_slice::<ServedCommand>(&text).ok().filter(|_| is_trusted)
-    };
-    is_served(socket.as_path())
-        && ServedCommand::of(process, working_directory).is_ok_and(|command| written() == Some(command))
-}
-
-fn is_proven(
-    process: &SideProcess,
-    working_directory: &HostPath,
-    interruption: &Interruption,
-) -> Result<bool, Interrupted> {
-    let end = Instant::now() + PROOF_TIMEOUT;
-    while !serves_the_same(process, working_directory) {
-        if Instant::now() > end {
-            return Ok(false);
-        }
-        interruption.pause(SOCKET_POLL_INTERVAL)?;
-    }
-    Ok(true)
-}
-
-fn command_place(socket: &Path) -> io::Result<Place> {
-    Place::nofollow(socket)?.sibling(".command")
 }
 
 impl Drop for SideProcesses {
@@ -639,14 +593,14 @@ impl Entry {
         if self.process.on_exit == OnExit::Report {
             // Without an error it has ended because the hypervisor has.
             if !status.success() {
-                let lost = if self.process.kind == SideProcessKind::ShareView {
+                let failure = format!("{} ended with {status}", describe(&self.process));
+                let effect = if self.process.kind == SideProcessKind::ShareView {
                     "no path can be added to it, and the guest may be unable to read it"
                 } else {
+                    self.loss = Some(failure.clone());
                     "this hypervisor does not reconnect: the guest cannot read its store any more"
                 };
-                let name = describe(&self.process);
-                events.push(format!("{name} ended with {status}, and {lost}; stop the machine and start it again"));
-                self.is_lost = true;
+                events.push(format!("{failure}, and {effect}; stop the machine and start it again"));
             }
             return;
         }

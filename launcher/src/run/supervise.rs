@@ -187,9 +187,9 @@ impl Supervisor<'_> {
         if !status.success() {
             return Err(self.failed(status, began));
         }
-        if supervised.side_processes.is_lost() {
-            let hypervisor = self.launch.hypervisor.to_string();
-            return Err(RunError::LostProcess { hypervisor, seconds: began.elapsed().as_secs_f64() });
+        if let Some(failure) = supervised.side_processes.loss() {
+            let (hypervisor, failure) = (self.launch.hypervisor.to_string(), failure.to_owned());
+            return Err(RunError::LostProcess { hypervisor, seconds: began.elapsed().as_secs_f64(), failure });
         }
         // No hypervisor reports that the guest's kernel has panicked: it ends as after a reboot.
         if supervised.machine.guest_ready == Some(false) && !supervised.guest_is_ending {
@@ -290,6 +290,8 @@ impl Supervisor<'_> {
             }
             let failed = |source| RunError::System { action: "waiting for the hypervisor", source };
             if let Some(status) = child.try_wait().map_err(failed)? {
+                // A process that failed in the same turn may be why the hypervisor ended.
+                supervised.side_processes.finish().iter().for_each(|event| supervised.message(event));
                 return Ok(End::Exited(status));
             }
             let (events, next) = supervised.side_processes.supervise();

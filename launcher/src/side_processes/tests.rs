@@ -1,5 +1,6 @@
 use super::*;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// A daemon that listens on the socket and ends on its first connection, as virtiofsd does.
@@ -326,7 +327,7 @@ fn starts_a_daemon_for_another_test() {
         start_again: None,
         private: None,
         is_noted: false,
-        is_lost: false,
+        loss: None,
     };
     entry.spawn().unwrap();
     std::thread::sleep(Duration::from_secs(600));
@@ -421,7 +422,7 @@ fn repeated_failures_are_retried_with_longer_delays() {
         start_again: None,
         private: None,
         is_noted: false,
-        is_lost: false,
+        loss: None,
     };
     for _ in 0..20 {
         entry.start_later();

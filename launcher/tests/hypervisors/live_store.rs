@@ -1,5 +1,6 @@
 //! A store disk without an image: the guest reads it again and again while its server is killed.
 
+use crate::failures::{is_alive, wait_for_file};
 use crate::linux::{process_of, wait_until};
 use crate::machine::{Running, TestMachine, kvm_opens, missing, program_of, skipped};
 use crate::probe::{ProbeReport, fnv1a64};
@@ -12,7 +13,7 @@ use serde_json::json;
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use testing::write_program;
 
@@ -92,6 +93,63 @@ fn a_killed_server_of_the_store_disk_is_reported_where_the_hypervisor_does_not_c
         assert!(stop.status.success(), "{}", String::from_utf8_lossy(&stop.stderr));
         running.end();
     }
+}
+
+/// Both ended between two turns of the supervisor's loop, and the machine had ended well.
+#[test]
+fn a_server_of_the_store_disk_that_failed_together_with_the_hypervisor_was_not_reported() {
+    let Some(machine) = TestMachine::new("row") else { return };
+    let program = scripted(&machine, "Firecracker v1.14.0");
+    write_rereading_spec(&machine, Hypervisor::Firecracker, &program);
+    let mut running = machine.start_command(supervised(&machine, &[]));
+    running.wait_for("started");
+    let hypervisor = wait_for_file(&machine.path("pid"), &running);
+    let server = server_of(&machine).expect("the server of the store disk runs");
+    let supervisor = Pid::from_raw(running.child.id().try_into().unwrap());
+    kill(supervisor, Signal::SIGSTOP).unwrap();
+    kill(Pid::from_raw(server), Signal::SIGKILL).unwrap();
+    fs::write(machine.path("end"), "").unwrap();
+    wait_until("end of both", || !is_alive(&hypervisor) && !is_alive(&server.to_string()));
+    kill(supervisor, Signal::SIGCONT).unwrap();
+    assert_eq!(running.end().code(), Some(1), "{}", running.messages());
+    let failure = "the server of the store disk of `row` ended with signal: 9 (SIGKILL)";
+    let messages = running.messages();
+    assert!(messages.contains(&format!("{failure}, and this hypervisor does not reconnect")), "{messages}");
+    let status = machine.output(&["status", "row"]);
+    let status = String::from_utf8_lossy(&status.stdout);
+    assert!(status.contains(&format!(" s, and a process beside it has failed: {failure}")), "{status}");
+}
+
+/// The guest can go on without it, so its power-off ends the machine well.
+#[test]
+fn a_machine_whose_view_of_a_share_was_killed_had_failed_when_its_guest_powered_off() {
+    let Some(machine) = TestMachine::new("row") else { return };
+    let program = scripted(&machine, "QEMU emulator version 8.2.2");
+    let name = format!("{}-shown", "0".repeat(32));
+    fs::create_dir_all(machine.path("store").join(&name)).unwrap();
+    fs::write(machine.path("closure"), format!("/nix/store/{name}\n")).unwrap();
+    let share = json!({
+        "proto": "9p", "tag": "ro-store", "source": machine.path("store"), "closure": "closure",
+        "mountPoint": "/nix/store", "readOnly": true,
+    });
+    write_spec(&machine, &json!({"shares": [share]}), (Hypervisor::Qemu, &program));
+    let mut running = machine.start_command(supervised(&machine, &["--accel", "tcg"]));
+    running.wait_for("started");
+    let view = process_of(&machine, "serve-view --source").expect("the view is served");
+    kill(Pid::from_raw(view), Signal::SIGKILL).unwrap();
+    running.wait_for_message(
+        "the view of share `ro-store` ended with signal: 9 (SIGKILL), and no path can be added to it",
+    );
+    fs::write(machine.path("end"), "").unwrap();
+    running.end_well();
+}
+
+/// Writes a hypervisor that ends without an error once there is the file `end`.
+fn scripted(machine: &TestMachine, version: &str) -> PathBuf {
+    let wait = "echo $$ > pid; echo started; until [ -e end ]; do sleep 0.1; done";
+    let program = machine.path("hypervisor");
+    write_program(&program, &format!("#!/bin/sh\n[ \"$1\" != --version ] || {{ echo {version}; exit 0; }}\n{wait}\n"));
+    program
 }
 
 fn write_rereading_spec(machine: &TestMachine, hypervisor: Hypervisor, program: &Path) {
