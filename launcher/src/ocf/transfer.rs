@@ -385,6 +385,8 @@ mod tests {
     use crate::validate::check;
     use serde_json::Value;
     use std::io::{BufRead, BufReader, Read, Write};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     const DONE: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
 
@@ -437,12 +439,30 @@ mod tests {
     }
 
     /// Accepts the request to send, answers it at once, as versions from 53 on do, and connects.
-    fn begin_to_send(server: &UnixListener) -> UnixStream {
+    fn begin_to_send(server: &UnixListener) -> io::Result<UnixStream> {
         let (mut client, _) = server.accept().unwrap();
         let body = body_of(&client);
         client.write_all(DONE).unwrap();
         let url = body["destination_url"].as_str().unwrap();
-        UnixStream::connect(url.trim_start_matches("unix:")).unwrap()
+        UnixStream::connect(url.trim_start_matches("unix:"))
+    }
+
+    /// Accepts a connection; `None` if none has come when `is_over`.
+    fn accept_until(listener: &UnixListener, is_over: &AtomicBool) -> Option<UnixStream> {
+        listener.set_nonblocking(true).unwrap();
+        loop {
+            let was_over = is_over.load(Ordering::SeqCst);
+            match listener.accept() {
+                Ok((stream, _)) => return Some(stream),
+                Err(_) if was_over => return None,
+                Err(_) => sleep(POLL_INTERVAL),
+            }
+        }
+    }
+
+    /// Repeats a test with more time until its hypervisor connects before the time is over.
+    fn with_enough_seconds(connects_within: impl Fn(u64) -> bool) {
+        assert!((0..8).any(|power| connects_within(1 << power)), "the hypervisor does not connect");
     }
 
     #[test]
@@ -451,7 +471,7 @@ mod tests {
         let (leaves, sender) = machine(source.path());
         let (arrives, receiver) = machine(target.path());
         let sending = thread::spawn(move || {
-            let mut stream = begin_to_send(&sender);
+            let mut stream = begin_to_send(&sender).unwrap();
             stream.write_all(b"pages").unwrap();
             let mut answer = [0; 2];
             stream.read_exact(&mut answer).unwrap();
@@ -486,21 +506,26 @@ mod tests {
 
     #[test]
     fn a_machine_whose_target_is_silent_stays() {
-        let source = tempfile::tempdir().unwrap();
-        let (stays, sender) = machine(source.path());
-        let sending = thread::spawn(move || {
-            let mut stream = begin_to_send(&sender);
-            // The other node reads nothing.
-            while stream.write_all(&[0; 4096]).is_ok() {}
-            answer_all(sender, "200 OK");
+        with_enough_seconds(|seconds| {
+            let source = tempfile::tempdir().unwrap();
+            let (stays, sender) = machine(source.path());
+            let sending = thread::spawn(move || {
+                let stream = begin_to_send(&sender);
+                let connects = stream.is_ok();
+                // The other node reads nothing.
+                while stream.as_ref().is_ok_and(|mut stream| stream.write_all(&[0; 4096]).is_ok()) {}
+                answer_all(sender, "200 OK");
+                connects
+            });
+            let ((far, near), (back_near, back_far)) = (io::pipe().unwrap(), io::pipe().unwrap());
+            let streams = Streams { input: back_near.into(), output: near.into() };
+            let error = send(&stays, streams, Duration::from_secs(seconds)).unwrap_err();
+            let expected =
+                format!("web could not be sent: it was not finished within {seconds} s, so it was cancelled");
+            assert_eq!(error.to_string(), expected);
+            drop((far, back_far));
+            sending.join().unwrap()
         });
-        let ((far, near), (back_near, back_far)) = (io::pipe().unwrap(), io::pipe().unwrap());
-        let streams = Streams { input: back_near.into(), output: near.into() };
-        let error = send(&stays, streams, Duration::from_secs(1)).unwrap_err();
-        let expected = "web could not be sent: it was not finished within 1 s, so it was cancelled";
-        assert_eq!(error.to_string(), expected);
-        sending.join().unwrap();
-        drop((far, back_far));
     }
 
     #[test]
@@ -510,7 +535,7 @@ mod tests {
             let (stays, sender) = machine(source.path());
             let sending = thread::spawn(move || {
                 if connects {
-                    drop(begin_to_send(&sender));
+                    drop(begin_to_send(&sender).unwrap());
                 } else {
                     let (mut client, _) = sender.accept().unwrap();
                     body_of(&client);
@@ -529,20 +554,27 @@ mod tests {
 
     #[test]
     fn a_machine_that_does_not_come_is_not_awaited_forever() {
-        let target = tempfile::tempdir().unwrap();
-        let (awaits, receiver) = machine(target.path());
-        let receiving = thread::spawn(move || {
-            let (client, _) = receiver.accept().unwrap();
-            let body = body_of(&client);
-            let socket = body["receiver_url"].as_str().unwrap().trim_start_matches("unix:").to_owned();
-            let (mut stream, _) = UnixListener::bind(socket).unwrap().accept().unwrap();
-            assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+        with_enough_seconds(|seconds| {
+            let target = tempfile::tempdir().unwrap();
+            let (awaits, receiver) = machine(target.path());
+            let is_over = Arc::new(AtomicBool::new(false));
+            let ends = Arc::clone(&is_over);
+            let receiving = thread::spawn(move || {
+                let (client, _) = receiver.accept().unwrap();
+                let body = body_of(&client);
+                let socket = body["receiver_url"].as_str().unwrap().trim_start_matches("unix:").to_owned();
+                let stream = accept_until(&UnixListener::bind(socket).unwrap(), &ends);
+                stream.map(|mut stream| stream.read(&mut [0]).unwrap())
+            });
+            let ((far, near), (back_near, back_far)) = (io::pipe().unwrap(), io::pipe().unwrap());
+            let streams = Streams { input: far.into(), output: back_far.into() };
+            let error = receive(&awaits, streams, Duration::from_secs(seconds)).unwrap_err();
+            assert_eq!(error.to_string(), format!("web has not arrived within {seconds} s"));
+            is_over.store(true, Ordering::SeqCst);
+            let read = receiving.join().unwrap();
+            assert!(read.is_none_or(|count| count == 0), "{read:?}");
+            drop((near, back_near));
+            read.is_some()
         });
-        let ((far, near), (back_near, back_far)) = (io::pipe().unwrap(), io::pipe().unwrap());
-        let streams = Streams { input: far.into(), output: back_far.into() };
-        let error = receive(&awaits, streams, Duration::from_secs(1)).unwrap_err();
-        assert_eq!(error.to_string(), "web has not arrived within 1 s");
-        receiving.join().unwrap();
-        drop((near, back_near));
     }
 }
