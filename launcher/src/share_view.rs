@@ -15,7 +15,7 @@
 
 use crate::launch::{ClosureView, VIEW};
 use crate::path::HostPath;
-use crate::sockets::connect_to;
+use crate::sockets::{connect_to, remove_stale};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat};
 use nix::libc::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
@@ -390,13 +390,15 @@ impl ControlSocket {
     /// Returns [`ViewError::Control`].
     pub fn make(path: &HostPath) -> Result<Self, ViewError> {
         let failed = |source| ViewError::Control { path: path.clone(), source };
-        crate::sockets::remove_stale(path.as_path()).map_err(|error| failed(io::Error::other(error)))?;
+        let new = HostPath::new(format!("{path}.new"));
+        for socket in [path, &new] {
+            // One that a killed process has left.
+            remove_stale(socket.as_path()).map_err(|error| failed(io::Error::other(error)))?;
+        }
         let made = || {
             let bound = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
             let place = Place::nofollow(path.as_path())?;
             let temporary = place.sibling(".new")?;
-            // One that a killed process has left.
-            temporary.remove()?;
             temporary.bind(&bound, CONTROL_MODE)?;
             Ok(Self { path: path.clone(), place, temporary, bound })
         };
@@ -509,6 +511,17 @@ mod tests {
         let _listener = control.listen().unwrap();
         assert!(crate::sockets::is_served(path.as_path()));
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_regular_file_with_the_temporary_name_of_the_control_socket_was_deleted() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = HostPath::new(directory.path().join("view.sock").to_str().unwrap());
+        let file = directory.path().join("view.sock.new");
+        std::fs::write(&file, "content").unwrap();
+        let refused = ControlSocket::make(&path).unwrap_err();
+        assert!(program::failure::chain(&refused).contains("view.sock.new"), "{refused:?}");
+        assert_eq!(std::fs::read(&file).unwrap(), b"content");
     }
 
     #[test]

@@ -13,6 +13,10 @@ use std::path::Path;
 /// Options of the spec whose files a guest must not change, because the next start reads them.
 const BOOT_FILES: [&str; 3] = ["kernel", "initrd", "storeDisk.plan"];
 
+/// The endings of a socket's name and of the names beside it: the record of the command that serves it, and the socket
+/// before it accepts clients.
+const SOCKET_ENDINGS: [&str; 3] = ["", ".command", ".new"];
+
 /// Why a file of the state directory is reserved.
 const KEPT: &str = "has the name of a file that microvm keeps in a state directory";
 
@@ -51,8 +55,12 @@ pub fn require_free_name(launch: &Launch, machines: &Path, new: &Path) -> Result
     if kept_files(launch).any(|own| file_at(own.below(&launch.working_directory).as_path()) == file) {
         return reserved(KEPT.to_owned());
     }
-    if sockets(launch).any(|own| file_at(own.below(&launch.working_directory).as_path()) == file) {
-        return reserved("is a socket of the machine".to_owned());
+    let has_name_of_socket = |ending: &&str| {
+        let named = |own: &HostPath| HostPath::new(format!("{own}{ending}")).below(&launch.working_directory);
+        sockets(launch).any(|own| file_at(named(own).as_path()) == file)
+    };
+    if SOCKET_ENDINGS.iter().any(has_name_of_socket) {
+        return reserved("has the name of a socket of the machine, or of a file beside one".to_owned());
     }
     // As it is spelt, because a state directory can be a link, and as the kernel resolves it.
     let resolved = new.parent().and_then(|directory| directory.canonicalize().ok());
@@ -79,11 +87,12 @@ pub fn require_free_name(launch: &Launch, machines: &Path, new: &Path) -> Result
     Ok(())
 }
 
-/// Whether the name is one that sockets of machines have.
+/// Whether the name is one that sockets of machines, or files beside them, have.
 fn is_named_as_socket(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // The second one is the vsock socket for a port: `NAME.vsock_PORT`.
-    name.ends_with(".sock") || name.ends_with(".vsock") || name.contains(".vsock_")
+    let is_socket = |name: &str| [".sock", ".vsock", ".paths"].iter().any(|ending| name.ends_with(ending));
+    // The vsock socket for a port is `NAME.vsock_PORT`.
+    SOCKET_ENDINGS.iter().filter_map(|ending| name.strip_suffix(ending)).any(is_socket) || name.contains(".vsock_")
 }
 
 /// Whether the path is that directory, or below it.
@@ -103,7 +112,10 @@ fn kept_files(launch: &Launch) -> impl Iterator<Item = HostPath> {
 fn sockets(launch: &Launch) -> impl Iterator<Item = &HostPath> {
     launch
         .needs
-        .sockets_to_clear()
+        .sockets_to_remove
+        .iter()
+        .chain(launch.needs.processes.iter().map(|process| &process.socket))
+        .chain(launch.needs.processes.iter().filter_map(|process| Some(&process.view.as_ref()?.control)))
         .chain(launch.control.iter().map(|control| &control.path))
         .chain(&launch.console.socket)
 }

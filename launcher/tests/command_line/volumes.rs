@@ -192,7 +192,8 @@ struct Host {
 impl Host {
     fn new() -> Self {
         let spec = Scratch::machine(json!({
-            "hypervisor": "firecracker", "volumes": [{"image": "var.img", "size": 1, "mountPoint": "/var"}],
+            "hypervisor": "qemu", "volumes": [{"image": "var.img", "size": 1, "mountPoint": "/var"}],
+            "shares": [{"proto": "virtiofs", "tag": "home", "source": "/home", "mountPoint": "/home", "socket": "../../daemon"}],
         }));
         let host = Self { spec, directory: tempfile::tempdir().unwrap() };
         for name in ["web", "db"] {
@@ -240,12 +241,23 @@ fn a_backup_took_the_name_of_a_file_that_microvm_keeps_in_a_state_directory() {
         "machines/db/toplevel",
         "machines/db/db.suspended/backup",
         "machines/db/db-firecracker.json",
+        // A socket with a name that the machine spec sets, and the record beside it.
+        "daemon",
+        "daemon.command",
         // A file in the place of a socket kept the machine from starting.
         "link/web.sock",
         "machines/db/db.sock",
         "machines/db/db-virtiofs-store.sock",
         "machines/db/db.vsock",
         "machines/db/db.vsock_1024",
+        // The next start deleted or replaced it.
+        "machines/db/db-ro.paths",
+        "machines/db/db-ro.paths.command",
+        "machines/db/db-ro.paths.new",
+        "machines/db/db-virtiofs-ro.sock.command",
+        "link/web-ro.paths",
+        "link/web-ro.paths.command",
+        "link/web-ro.paths.new",
     ];
     let others = others.map(|name| host.path().join(name));
     let relative = ["current", "./microvm.log", "web-firecracker.json"].map(PathBuf::from);
