@@ -7,6 +7,7 @@ use benches::builds::{self, Readings};
 use benches::error::{Error, file};
 use benches::method::Method;
 use benches::results::Results;
+use benches::store_ways::Way;
 use benches::timings::Timings;
 use benches::tool::Programs;
 use benches::{boot, cache_costs, guest_read, message, print, read, report, scale, start_up, store_ways, workspace};
@@ -153,9 +154,12 @@ enum Scenario {
         /// Numbers of guests
         #[arg(long, value_delimiter = ',', default_values_t = [2, 4])]
         guests: Vec<usize>,
-        /// How much each guest reads, in MB
+        /// How much each guest reads, in MB; the whole store if that is less
         #[arg(long, default_value_t = 200)]
         megabytes: u64,
+        /// Ways in which the store reaches the guests
+        #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Way::Squashfs, Way::Live, Way::Pmem])]
+        ways: Vec<Way>,
     },
     /// Read images of one store through loop mounts with cold caches; ratios are relative to the first image
     Read {
@@ -247,7 +251,9 @@ fn run(arguments: Arguments) -> Result<(), Error> {
         Scenario::BootWays { closure, rounds, results } => {
             keep_timings(store_ways::boot(&closure, rounds)?, results, "-boot-ways")
         }
-        Scenario::Memory { closure, guests, megabytes } => store_ways::memory(&closure, &guests, megabytes, print),
+        Scenario::Memory { closure, guests, megabytes, ways } => {
+            store_ways::memory(&closure, &ways, &guests, megabytes, print)
+        }
         Scenario::Read { images, rounds, every, on_disk, json } => {
             let backing = if on_disk { read::Backing::Disk } else { read::Backing::Memory };
             show_readings(&read::run(&images, read::Extent { rounds, every }, backing)?, json)

@@ -127,16 +127,27 @@ pub fn boot(size: &str, rounds: usize) -> Result<Timings, Error> {
 ///
 /// # Errors
 /// When a program can't be built, or a guest does not get that far.
-pub fn memory(size: &str, guests: &[usize], megabytes: u64, mut line: impl FnMut(&str)) -> Result<(), Error> {
+pub fn memory(
+    size: &str,
+    ways: &[Way],
+    guests: &[usize],
+    megabytes: u64,
+    mut line: impl FnMut(&str),
+) -> Result<(), Error> {
     let programs = Programs::build()?;
     let fixture = workspace::fixture(size)?;
+    let (store_bytes, wanted) = (store_bytes(&fixture)?, megabytes * 1_000_000);
+    if store_bytes < wanted {
+        crate::message(&format!("memory: each guest reads all {store_bytes} bytes of the store of `{size}`"));
+    }
+    let bytes = store_bytes.min(wanted);
     line(
         "| way | guests | guests' own MiB | page cache MiB | in all MiB | a server's MiB |\n| --- | ---: | ---: | ---: | ---: | ---: |\n",
     );
-    for way in [Way::Squashfs, Way::Live, Way::Pmem] {
+    for &way in ways {
         for count in guests {
             let started = Instant::now();
-            let used = memory_of(&programs, &fixture, way, *count, megabytes * 1_000_000)?;
+            let used = memory_of(&programs, &fixture, way, *count, bytes)?;
             let mib = |bytes: u64| bytes >> 20;
             let server = if used.server_bytes == 0 {
                 "-".to_owned()
@@ -180,11 +191,16 @@ impl Programs {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Way {
+/// A way in which a store reaches a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Way {
+    /// A squashfs on a virtio disk.
     Squashfs,
+    /// An erofs on a virtio disk.
     Erofs,
+    /// A disk without an image.
     Live,
+    /// An erofs as persistent memory.
     Pmem,
 }
 
@@ -335,7 +351,7 @@ impl Guest {
                 return Ok(());
             }
             let has_ended = self.child.try_wait().map_err(file("wait for", &self.console))?.is_some();
-            if has_ended || Instant::now() > end {
+            if has_ended || console.contains("Kernel panic") || Instant::now() > end {
                 return Err(Error::Unexpected(format!("the guest has not done its actions; its console:\n{console}")));
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -427,15 +443,26 @@ fn children(process: u32) -> Result<Vec<u32>, Error> {
     Ok(text.split_whitespace().filter_map(|number| number.parse().ok()).collect())
 }
 
+/// Runs find(1) on the store paths of a closure.
+fn find_in_store(fixture: &Path, expression: &[&str]) -> Result<String, Error> {
+    let list = fixture.join("closure-info/store-paths");
+    let text = fs::read_to_string(&list).map_err(file("read", &list))?;
+    let store = workspace::fixtures().join("store/nix/store");
+    let paths = text.lines().filter_map(|path| Path::new(path).file_name()).map(|name| store.join(name));
+    workspace::run(Command::new("find").args(paths).args(expression))
+}
+
+/// The bytes of all files of a closure.
+fn store_bytes(fixture: &Path) -> Result<u64, Error> {
+    let sizes = find_in_store(fixture, &["-type", "f", "-printf", "%s\\n"])?;
+    Ok(sizes.lines().filter_map(|size| size.parse::<u64>().ok()).sum())
+}
+
 /// The bytes of the image, or of the store files, in the host's page cache: fincore(1).
 fn cached_bytes(way: Way, directory: &Path, fixture: &Path) -> Result<u64, Error> {
     let mut files = vec![directory.join("image")];
     if way == Way::Live {
-        let list = fixture.join("closure-info/store-paths");
-        let text = fs::read_to_string(&list).map_err(file("read", &list))?;
-        let store = workspace::fixtures().join("store/nix/store");
-        let paths = text.lines().filter_map(|path| Path::new(path).file_name()).map(|name| store.join(name));
-        let found = workspace::run(Command::new("find").args(paths).args(["-type", "f", "-size", "+0"]))?;
+        let found = find_in_store(fixture, &["-type", "f", "-size", "+0"])?;
         files = found.lines().map(PathBuf::from).collect();
     }
     let mut bytes = 0;
