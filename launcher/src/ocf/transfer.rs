@@ -93,15 +93,23 @@ fn send_file(controller: &Controller, stream: OwnedFd, time: &TransferTime) -> R
             Ok(MigrationStatus::Completed) => return Ok(()),
             Ok(MigrationStatus::Failed(reason)) => return Err(reason),
             Ok(MigrationStatus::Active) if !time.is_over() => sleep(POLL_INTERVAL),
-            Ok(MigrationStatus::Active) => {
-                controller.cancel_migration().map_err(|error| error.to_string())?;
-                return Err(time.exceeded());
-            }
+            Ok(MigrationStatus::Active) => return cancel(controller, time),
             // While qemu sends the devices, it answers nobody, even if the other node receives nothing.
             Err(ControlError::NoAnswer { .. }) if !time.is_over() => sleep(POLL_INTERVAL),
-            Err(ControlError::NoAnswer { .. }) => return Err(time.exceeded()),
+            Err(ControlError::NoAnswer { .. }) => return cancel(controller, time),
             Err(error) => return Err(error.to_string()),
         }
+    }
+}
+
+/// Cancels a migration that takes too long, unless the machine has left just before.
+fn cancel(controller: &Controller, time: &TransferTime) -> Result<(), String> {
+    controller.cancel_migration().map_err(|error| {
+        format!("it was not finished within {} s, and it could not be cancelled: {error}", time.limit.as_secs())
+    })?;
+    match controller.migration_status() {
+        Ok(MigrationStatus::Completed) => Ok(()),
+        _ => Err(time.exceeded()),
     }
 }
 
@@ -379,6 +387,7 @@ mod tests {
     use super::*;
     use crate::facts::HostFacts;
     use crate::hypervisor::lower;
+    use crate::launch::{ControlProtocol, ControlSocket};
     use crate::spec::{Hypervisor, parse::parse};
     use crate::state::tests::running;
     use crate::state::{ProcessIdentity, RuntimeDirectory};
@@ -576,5 +585,44 @@ mod tests {
             drop((near, back_near));
             read.is_some()
         });
+    }
+
+    #[test]
+    fn a_migration_of_qemu_that_gets_no_answer_in_time_is_cancelled() {
+        let cancelled = Err("it was not finished within 0 s, so it was cancelled".to_owned());
+        let refused = "it was not finished within 0 s, and it could not be cancelled: \
+                       the hypervisor refused migrate_cancel: no";
+        for (cancel, status, expected) in [
+            (r#"{"return": {}}"#, "cancelled", cancelled),
+            (r#"{"return": {}}"#, "completed", Ok(())),
+            (r#"{"error": {"desc": "no"}}"#, "active", Err(refused.to_owned())),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let server = UnixListener::bind(directory.path().join("qmp.sock")).unwrap();
+            thread::spawn(move || {
+                let mut is_asked_to_cancel = false;
+                for mut client in server.incoming().map(Result::unwrap) {
+                    client.write_all(b"{\"QMP\": {}}\n").unwrap();
+                    for line in BufReader::new(client.try_clone().unwrap()).lines().map_while(Result::ok) {
+                        let request: Value = serde_json::from_str(&line).unwrap();
+                        let answer = match request["execute"].as_str().unwrap() {
+                            // qemu sends the devices.
+                            "query-migrate" if !is_asked_to_cancel => break,
+                            "query-migrate" => format!(r#"{{"return": {{"status": "{status}"}}}}"#),
+                            "migrate_cancel" => {
+                                is_asked_to_cancel = true;
+                                cancel.to_owned()
+                            }
+                            _ => r#"{"return": {}}"#.to_owned(),
+                        };
+                        writeln!(client, "{answer}").unwrap();
+                    }
+                }
+            });
+            let socket = ControlSocket { protocol: ControlProtocol::Qmp, path: HostPath::from("qmp.sock") };
+            let controller = Controller::new(&socket, &HostPath::new(directory.path().to_str().unwrap()));
+            let time = TransferTime::starting_now(Duration::ZERO);
+            assert_eq!(send_file(&controller, io::pipe().unwrap().1.into(), &time), expected, "{status}");
+        }
     }
 }
