@@ -35,7 +35,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// The version of an [`Offer`].
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The longest line that one node sends to the other.
 const MAX_LINE_BYTES: usize = 16 << 10;
 /// How long the target waits for the end of the service whose hypervisor has not received the machine.
@@ -58,6 +58,24 @@ struct Offer {
     runner: String,
     /// How long the source waits for the target.
     timeout_seconds: u64,
+}
+
+/// What an [`Offer`] of every version has.
+#[derive(Deserialize)]
+struct OfferVersion {
+    version: u32,
+}
+
+impl Offer {
+    fn parse(line: &str) -> Result<Self, AgentError> {
+        let bad = |error: serde_json::Error| AgentError::BadRequest(one_line(&error.to_string()).into_owned());
+        let OfferVersion { version } = serde_json::from_str(line).map_err(bad)?;
+        if version != VERSION {
+            let reason = format!("its version is {version}, not {VERSION}; install the same microvm on both nodes");
+            return Err(AgentError::BadRequest(reason));
+        }
+        serde_json::from_str(line).map_err(bad)
+    }
 }
 
 impl Agent<'_> {
@@ -237,11 +255,7 @@ impl Agent<'_> {
     ) -> Result<(), AgentError> {
         let mut input = File::from(streams.input);
         let line = read_line(&mut input, Instant::now() + OFFER_TIMEOUT).map_err(system("reading the offer"))?;
-        let offer: Offer = serde_json::from_str(&line)
-            .map_err(|error| AgentError::BadRequest(one_line(&error.to_string()).into_owned()))?;
-        if offer.version != VERSION {
-            return Err(AgentError::BadRequest(format!("its version is {}, not {VERSION}", offer.version)));
-        }
+        let offer = Offer::parse(&line)?;
         // The other node must not choose what this one starts, nor in which directories.
         let parameters = parameters_in_cluster(&offer.name)?;
         if parameters.migrate != MigrationMode::Live {
@@ -408,5 +422,18 @@ fn wait_for_input(input: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
             Ok(_) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that gets no error fails")]
+
+    use super::*;
+
+    #[test]
+    fn an_offer_of_another_version_is_refused_because_of_its_version() {
+        let error = Offer::parse(r#"{"version": 1, "name": "web", "runner": "/runner"}"#).unwrap_err();
+        assert!(error.to_string().contains("its version is 1, not 2"), "{error}");
     }
 }

@@ -145,7 +145,7 @@ impl Cluster {
     }
 
     fn offer(&self, runner: &Path) -> String {
-        format!("{{\"version\":1,\"name\":\"web\",\"runner\":\"{}\",\"timeoutSeconds\":240}}", runner.display())
+        format!("{{\"version\":2,\"name\":\"web\",\"runner\":\"{}\",\"timeoutSeconds\":240}}", runner.display())
     }
 
     fn run(&self, node: &str, action: &str) -> Output {
