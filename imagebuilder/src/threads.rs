@@ -14,15 +14,28 @@ pub const MAX_JOBS: usize = 256;
 /// allocations (HEAP_MAX_SIZE in malloc/arena.c).
 const ADDRESS_SPACE_BYTES: u64 = 128 << 20;
 
-/// Returns how many of the wanted threads can run within the limit of the address space (`ulimit -v`). More threads would
-/// start, and the first allocation that fails would abort the process.
+/// What the rest of the program may still take of the address space: the plan, the tables of the image, open packs.
+const RESERVE_BYTES: u64 = 128 << 20;
+
+/// Returns how many of the wanted threads still fit into the limit of the address space (`ulimit -v`), at least one. More
+/// threads would start, and the first allocation that fails would abort the process.
 pub(crate) fn affordable(wanted: usize) -> usize {
-    affordable_within(wanted, getrlimit(Resource::As).current)
+    match getrlimit(Resource::As).current {
+        None => wanted.max(1),
+        Some(limit) => affordable_within(wanted, limit.saturating_sub(used_bytes(limit))),
+    }
 }
 
-fn affordable_within(wanted: usize, limit_bytes: Option<u64>) -> usize {
-    let most = limit_bytes.map_or(wanted, |limit| usize::try_from(limit / ADDRESS_SPACE_BYTES).unwrap_or(wanted));
-    wanted.min(most).max(1)
+/// Returns the address space that the process has taken, or the limit if it is unknown: proc_pid_status(5).
+fn used_bytes(limit: u64) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB"));
+    size.and_then(|kib| kib.parse::<u64>().ok()).map_or(limit, |kib| kib << 10)
+}
+
+fn affordable_within(wanted: usize, free_bytes: u64) -> usize {
+    let most = free_bytes.saturating_sub(RESERVE_BYTES) / ADDRESS_SPACE_BYTES;
+    wanted.min(usize::try_from(most).unwrap_or(wanted)).max(1)
 }
 
 /// Creates a pool of `wanted` threads, or fewer if the system does not allow more.
@@ -60,7 +73,7 @@ pub(crate) fn map_in_parallel<Item: Sync, Product: Send>(
         }
     };
     std::thread::scope(|scope| {
-        let helpers: Vec<_> = (1..threads.min(items.len()))
+        let helpers: Vec<_> = (1..affordable(threads.min(items.len())))
             .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
             .collect();
         work();
@@ -97,10 +110,10 @@ mod tests {
 
     #[test]
     fn more_threads_than_fit_into_the_address_space_aborted_the_build() {
-        assert_eq!(affordable_within(256, None), 256);
-        assert_eq!(affordable_within(256, Some(u64::MAX)), 256);
-        assert_eq!(affordable_within(256, Some(600_000 << 10)), 4);
-        assert_eq!(affordable_within(256, Some(1)), 1);
+        assert_eq!(affordable_within(256, u64::MAX), 256);
+        assert_eq!(affordable_within(256, 600_000 << 10), 3);
+        assert_eq!(affordable_within(256, 1), 1);
+        assert_eq!(affordable_within(0, u64::MAX), 1);
     }
 
     #[test]
