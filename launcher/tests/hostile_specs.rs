@@ -256,6 +256,10 @@ fn errors_escape_control_characters_in_a_spec() {
             assert!(!printed.contains('\u{1b}') && !printed.contains("\nerror: forged"), "{command} {text}: {printed}");
         }
     }
-    fs::remove_file(&spec).unwrap();
+    // The refused start is recorded, and shown with the same care.
+    let status = String::from_utf8(host.microvm(&["status"]).stdout).unwrap();
+    assert!(status.starts_with("web  -  failed: "), "{status}");
+    assert!(!status.contains('\u{1b}') && !status.contains("\nerror: forged"), "{status}");
+    fs::remove_dir_all(host.directory.path().join("run/web")).unwrap();
     host.assert_empty();
 }
