@@ -75,9 +75,11 @@ check_requests() { # MACHINE
   local microvm client printed size=8
   [ "$1" != kvmtool ] || size=+8 # it supports only changes
   microvm=$(systemctl cat "microvm@$1" | grep -o '/nix/store/[^ ]*/bin/microvm' | head -n 1)
+  # What an earlier client printed would end the wait before this one is executed, and `kill` would run this script's trap.
+  rm -f /run/console
   "$microvm" console "$1" </dev/null >/run/console 2>&1 &
   client=$!
-  wait_until grep -q waiting /run/console
+  wait_until grep -qs waiting /run/console
   kill "$client"
   printed=$("$microvm" balloon "$1" "$size" 2>&1) || die "root cannot change the balloon of $1: $printed"
 }
