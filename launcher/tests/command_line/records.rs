@@ -41,22 +41,27 @@ impl Host {
     }
 }
 
-#[test]
-fn a_machine_whose_unit_failed_is_shown_with_the_unit() {
-    let host = Host::new(&["web"]);
-    symlink("/nix/store/runner", host.path("machines/web/current")).expect("a link");
+/// Returns a function that runs microvm with this script as systemctl, and returns what a successful command prints.
+fn with_systemctl(host: &Host, script: &str) -> impl Fn(&[&str]) -> String {
     fs::create_dir(host.path("bin")).expect("a directory");
-    // Answers as systemd does if the unit that creates the root directory has failed.
-    let shown = "Id=microvm@web.service\\nActiveState=inactive\\nResult=dependency\\n\\n\
-                 Id=microvm-root@web.service\\nActiveState=failed\\nResult=exit-code\\n";
-    let script = format!("#!/bin/sh\ncase $* in *Result*) printf '{shown}' ;; esac\n");
-    testing::write_program(&host.path("bin/systemctl"), &script);
-    let microvm = |arguments: &[&str]| {
+    testing::write_program(&host.path("bin/systemctl"), script);
+    |arguments| {
         let search_path = format!("{}:/usr/bin:/bin", host.path("bin").display());
         let output = host.command(arguments).env("PATH", search_path).output().expect("microvm runs");
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
         stdout(&output)
-    };
+    }
+}
+
+#[test]
+fn a_machine_whose_unit_failed_is_shown_with_the_unit() {
+    let host = Host::new(&["web"]);
+    symlink("/nix/store/runner", host.path("machines/web/current")).expect("a link");
+    // Answers as systemd does if the unit that creates the root directory has failed.
+    let shown = "Id=microvm@web.service\\nActiveState=inactive\\nResult=dependency\\n\\n\
+                 Id=microvm-root@web.service\\nActiveState=failed\\nResult=exit-code\\n";
+    let script = format!("#!/bin/sh\ncase $* in *Result*) printf '{shown}' ;; esac\n");
+    let microvm = with_systemctl(&host, &script);
     let reason = "microvm-root@web.service has failed: exit-code";
     assert_eq!(microvm(&["status"]), format!("web  -  failed: {reason}\n"));
     let listed = microvm(&["list", "--offline"]);
@@ -77,7 +82,6 @@ fn write_failure(host: &Host, directory: &str, microseconds: u64) {
 fn a_recorded_failure_hid_newer_ones_and_stop_and_delete_left_the_failed_units() {
     let host = Host::new(&["web"]);
     symlink("/nix/store/runner", host.path("machines/web/current")).expect("a link");
-    fs::create_dir(host.path("bin")).expect("a directory");
     // Until the units are reset, they have failed.
     let shown = "Id=microvm@web.service\\nActiveState=failed\\nResult=exit-code\\nExecMainStartTimestampMonotonic=1000\\n\\n\
                  Id=microvm-virtiofsd@web.service\\nActiveState=failed\\nResult=signal\\n";
@@ -86,13 +90,7 @@ fn a_recorded_failure_hid_newer_ones_and_stop_and_delete_left_the_failed_units()
         "#!/bin/sh\ncase $* in *Result*) [ -e {0} ] || printf '{shown}' ;; reset-failed*) echo \"$*\" >{0} ;; esac\n",
         reset.display()
     );
-    testing::write_program(&host.path("bin/systemctl"), &script);
-    let microvm = |arguments: &[&str]| {
-        let search_path = format!("{}:/usr/bin:/bin", host.path("bin").display());
-        let output = host.command(arguments).env("PATH", search_path).output().expect("microvm runs");
-        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        stdout(&output)
-    };
+    let microvm = with_systemctl(&host, &script);
     let helper = "microvm-virtiofsd@web.service has failed: signal";
     write_failure(&host, "machines/web", 999);
     let both = format!("web  -  failed: microvm@web.service has failed: exit-code; {helper}\n");

@@ -2,7 +2,7 @@
 
 use crate::failures::{is_alive, wait_for_file};
 use crate::linux::{process_of, wait_until};
-use crate::machine::{Running, TestMachine, kvm_opens, missing, program_of, skipped};
+use crate::machine::{Running, TestMachine, kvm_opens, program_of, usable_program_of};
 use crate::probe::{ProbeReport, fnv1a64};
 use crate::rows::{prepare, write_spec};
 use launcher::capability::Feature;
@@ -32,13 +32,7 @@ fn a_guest_reads_on_when_the_server_of_its_store_disk_was_killed_under_cloud_hyp
 
 /// Kills the server three times, at moments that have nothing to do with the guest's requests.
 fn read_on(hypervisor: Hypervisor, options: &[&str]) {
-    let Some(program) = program_of(hypervisor) else {
-        let why = format!("no {hypervisor}: it is not installed, or MICROVM_TEST_... does not name it");
-        return if hypervisor == Hypervisor::Qemu { missing(&why) } else { skipped(&why) };
-    };
-    if !kvm_opens() && hypervisor != Hypervisor::Qemu {
-        return skipped("/dev/kvm does not open");
-    }
+    let Some(program) = usable_program_of(hypervisor) else { return };
     let Some(machine) = TestMachine::new("row") else { return };
     write_rereading_spec(&machine, hypervisor, &program);
     let mut running = machine.start_command(supervised(&machine, options));

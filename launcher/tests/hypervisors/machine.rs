@@ -34,6 +34,19 @@ pub(crate) fn program_of(hypervisor: Hypervisor) -> Option<PathBuf> {
     std::env::var_os(variable).map(PathBuf::from)
 }
 
+/// Like [`program_of`]; reports what prevents it from running here. qemu, which can emulate, must be installed.
+pub(crate) fn usable_program_of(hypervisor: Hypervisor) -> Option<PathBuf> {
+    let program = program_of(hypervisor);
+    if program.is_none() {
+        let why = format!("no {hypervisor}: it is not installed, or MICROVM_TEST_... does not name it");
+        if hypervisor == Hypervisor::Qemu { testing::missing(&why) } else { testing::skipped(&why) }
+    } else if !kvm_opens() && hypervisor != Hypervisor::Qemu {
+        testing::skipped("/dev/kvm does not open");
+        return None;
+    }
+    program
+}
+
 /// Returns a program in `$PATH`.
 pub(crate) fn find_on_path(name: &str) -> Option<PathBuf> {
     launcher::programs::find_program(&HostPath::from(name)).ok()

@@ -3,7 +3,8 @@
 
 use crate::linux::image_builder;
 use crate::machine::{
-    TestMachine, find_on_path, in_test_environment, kvm_opens, missing, program_of, skipped, use_program, write_disk,
+    TestMachine, find_on_path, in_test_environment, kvm_opens, missing, program_of, skipped, usable_program_of,
+    use_program, write_disk,
 };
 use crate::probe::{ProbeReport, fnv1a64, probe_guest};
 use launcher::capability::Feature;
@@ -114,13 +115,7 @@ fn show(hypervisor: Hypervisor, feature: Feature) {
     if !support(hypervisor, feature).is_supported() {
         return;
     }
-    let Some(program) = program_of(hypervisor) else {
-        let why = format!("no {hypervisor}: it is not installed, or MICROVM_TEST_... does not name it");
-        return if hypervisor == Hypervisor::Qemu { missing(&why) } else { skipped(&why) };
-    };
-    if !kvm_opens() && hypervisor != Hypervisor::Qemu {
-        return skipped("/dev/kvm does not open");
-    }
+    let Some(program) = usable_program_of(hypervisor) else { return };
     let Some(machine) = TestMachine::new("row") else { return };
     let fields = match prepare(hypervisor, feature, &machine) {
         Ok(fields) => fields,
