@@ -16,11 +16,13 @@
 )]
 
 mod disk;
+mod faults;
 mod nar;
 mod numbers;
 mod small_disk;
 
 pub use disk::Disk;
+pub use faults::{Fault, Faults};
 pub use nar::nar_sha256;
 pub use numbers::{NEGATIVE, NOT_NUMBERS, TWO_TO_63, TWO_TO_64, YEAR_AND_A_SECOND};
 pub use small_disk::SmallDisk;

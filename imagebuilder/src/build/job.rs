@@ -348,3 +348,44 @@ impl<'a> Worker<'a> {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::new_pack::SinglePack;
+    use crate::plan::PlannedPath;
+    use crate::store_path::StorePath;
+    use program::unnamed_file::UnnamedFile;
+
+    #[test]
+    fn without_a_pack_a_large_file_is_hashed_only_if_another_may_be_equal() {
+        let directory = tempfile::tempdir().unwrap();
+        let location = directory.path().join("path");
+        std::fs::write(&location, vec![7; 300_000]).unwrap();
+        let path = StorePath::from_base_name("0c0wqvhs4gn6a6ps1q4a9qd3h2ra2bnv-path").unwrap();
+        let planned = PlannedPath { path, nar_hash: None, nar_size_bytes: None };
+        let store_paths = [super::super::scan::list(&planned, location).unwrap()];
+        let keeper = SinglePack::new(UnnamedFile::create_sibling(&directory.path().join("pack")).unwrap());
+        let (buffers, times, cancel) = (BufferPool::default(), WorkTimes::new(&store_paths), AtomicBool::new(false));
+        let is_hashed = |keeper, action| {
+            let inputs = WorkerInputs {
+                store_paths: &store_paths,
+                settings: &ImageSettings::default(),
+                image: None,
+                keeper,
+                buffers: &buffers,
+                report_cache_error: &|_| {},
+                cancel: &cancel,
+                times: &times,
+            };
+            let range = RangeRef { store_path: 0, node: 0, range: 0, length: 300_000 };
+            match Worker::new(&inputs).unwrap().run(Job::ReadRange { range, action }).unwrap() {
+                JobOutput::Range { content, .. } => content.is_some(),
+                _ => true,
+            }
+        };
+        assert!(!is_hashed(None, RangeAction::Encode));
+        assert!(is_hashed(None, RangeAction::Keep) && is_hashed(None, RangeAction::Hash));
+        assert!(is_hashed(Some(&keeper as &dyn PackKeeper), RangeAction::Encode));
+    }
+}

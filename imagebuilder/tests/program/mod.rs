@@ -71,6 +71,11 @@ impl Workspace {
         Self { directory: TempDir::new().unwrap() }
     }
 
+    /// Creates an empty workspace below a directory.
+    pub(crate) fn new_in(directory: &Path) -> Self {
+        Self { directory: TempDir::new_in(directory).unwrap() }
+    }
+
     /// Creates a workspace with three store paths in `store`, their `closureInfo` in `info` and their graph in
     /// `attrs.json`.
     pub(crate) fn with_store() -> Self {
