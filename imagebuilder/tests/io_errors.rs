@@ -28,7 +28,7 @@ const LIBRARY: &str = "3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-library";
 const TOOL: &str = "4aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-tool-1.1";
 const EARLIER_TOOL: &str = "5aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-tool-1.0";
 
-/// The groups of system calls, and how each can fail. Two errors are no failures: with `ENXIO`, `lseek` says that
+/// The groups of system calls, and how each can fail. Two errors are normal results and left out: with `ENXIO`, `lseek` says that
 /// the rest of a file is a hole; `ENOENT` of `getdents64` is the end of a directory that was removed, which is empty.
 const CALLS: [(&str, &[Errno]); 16] = [
     ("open", &[Errno::EIO, Errno::EMFILE, Errno::EACCES, Errno::EINTR, Errno::ESTALE, Errno::ENOSPC, Errno::EAGAIN]),
