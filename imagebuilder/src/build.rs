@@ -16,6 +16,7 @@ mod packed_ranges;
 mod placement;
 mod places;
 mod range_hashes;
+mod read_ahead;
 mod scan;
 mod seal;
 mod sequence;

@@ -10,6 +10,10 @@ use std::sync::{Mutex, PoisonError};
 /// help.
 pub const MAX_JOBS: usize = 256;
 
+/// Minimum number of threads for work that mostly waits for the disk, such as listing directories. Disks answer many
+/// requests at once: 8 threads list 313 store paths that are not in memory in 0.4 s, 2 threads in 0.5 to 1.2 s.
+const DISK_THREADS: usize = 8;
+
 /// What each thread takes of the address space: its stack, its buffers, and the 64 MiB that glibc reserves for its
 /// allocations (HEAP_MAX_SIZE in malloc/arena.c).
 const ADDRESS_SPACE_BYTES: u64 = 128 << 20;
@@ -83,6 +87,16 @@ pub(crate) fn map_in_parallel<Item: Sync, Product: Send>(
     });
     // Every item has a product. Collecting into an `Option` needs no other vector.
     products.into_iter().collect::<Option<_>>().unwrap_or_default()
+}
+
+/// As [`map_in_parallel`], for work that mostly waits for the disk if the files are not in memory: with more threads than
+/// processors.
+pub(crate) fn map_from_disk<Item: Sync, Product: Send>(
+    threads: usize,
+    items: &[Item],
+    map: impl Fn(&Item) -> Product + Sync,
+) -> Vec<Product> {
+    map_in_parallel(threads.max(DISK_THREADS), items, map)
 }
 
 /// Runs two functions in parallel, or one after the other if no thread can be started for the second.

@@ -137,3 +137,25 @@ fn an_image_from_the_cache_shares_its_data_with_the_cache_on_btrfs_and_xfs() {
         assert!(added * 10 < image * images, "{kind}: {images} images of {image} bytes took {added} bytes");
     }
 }
+
+#[test]
+fn a_store_that_is_not_in_memory_gives_the_same_image() {
+    let workspace = workspace();
+    let Some(disk) = Disk::new(workspace.root(), "ext4") else { return };
+    workspace.write("all", &NAMES.map(|name| format!("{name}\n")).concat());
+    let copied = Command::new("cp").arg("-a").arg(workspace.path("store")).arg(disk.path()).status().unwrap();
+    assert!(copied.success());
+    for format in ["squashfs", "erofs"] {
+        for (image, cache) in [("memory", "--no-cache"), ("disk", "--no-cache"), ("filled", "--cache cache")] {
+            if image != "memory" {
+                assert!(Command::new("sync").arg("-f").arg(disk.path()).status().unwrap().success());
+                // Mounting it again leaves nothing in memory.
+                disk.cut_power();
+            }
+            let line =
+                format!("build --paths-from all --store-dir ext4/store --format {format} {cache} -j2 -q -o {image}");
+            workspace.run(&line).success();
+            assert!(workspace.read(image) == workspace.read("memory"), "{format}: {image}");
+        }
+    }
+}

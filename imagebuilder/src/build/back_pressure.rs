@@ -3,6 +3,7 @@
 
 use super::job::{Job, JobOutput};
 use super::job_queue::{JobId, JobQueue};
+use super::read_ahead::AHEAD_BYTES;
 use super::steps::Step;
 use crate::segment::Batch;
 use std::collections::{HashMap, VecDeque};
@@ -10,6 +11,8 @@ use std::collections::{HashMap, VecDeque};
 /// Maximum number of bytes of content in memory that are read ahead, being compressed or waiting to be written.
 const HELD_BYTES_FIXED: u64 = 8 << 20;
 const HELD_BYTES_PER_JOB: u64 = 8 << 20;
+/// Minimum number of bytes that one job reads ahead.
+const READ_AHEAD_BYTES: u64 = 4 << 20;
 /// Maximum number of slots that wait to be placed.
 const MAX_SLOTS: usize = 256;
 
@@ -81,6 +84,10 @@ pub(super) struct Backlog<'a> {
     running_jobs: usize,
     held_bytes: u64,
     held_bytes_max: u64,
+    /// The next step whose files have not been read ahead.
+    next_ahead: usize,
+    /// Length of the files that are read ahead for jobs that have not been submitted yet.
+    ahead_bytes: u64,
 }
 
 impl<'a> Backlog<'a> {
@@ -96,6 +103,8 @@ impl<'a> Backlog<'a> {
             running_jobs: 0,
             held_bytes: 0,
             held_bytes_max: HELD_BYTES_FIXED + HELD_BYTES_PER_JOB * threads as u64,
+            next_ahead: 0,
+            ahead_bytes: 0,
         }
     }
 
@@ -141,7 +150,30 @@ impl<'a> Backlog<'a> {
             }
             self.held_bytes += bytes;
             self.submit(JobId::Step(self.next_step), job);
+            if self.next_step < self.next_ahead {
+                self.ahead_bytes -= bytes;
+            }
             self.next_step += 1;
+        }
+        self.read_ahead(steps);
+    }
+
+    /// Keeps the kernel reading ahead of the jobs that have been submitted.
+    fn read_ahead(&mut self, steps: &[Step]) {
+        if self.ahead_bytes + READ_AHEAD_BYTES > AHEAD_BYTES {
+            return;
+        }
+        self.next_ahead = self.next_ahead.max(self.next_step);
+        let mut jobs = Vec::new();
+        while let Some(step) = steps.get(self.next_ahead).filter(|_| self.ahead_bytes < AHEAD_BYTES) {
+            if let Some(files) = step.files_ahead() {
+                self.ahead_bytes += files.bytes();
+                jobs.push(files);
+            }
+            self.next_ahead += 1;
+        }
+        if !jobs.is_empty() {
+            self.submit(JobId::Background, Job::ReadAhead(jobs));
         }
     }
 

@@ -5,6 +5,7 @@ use super::buffers::BufferPool;
 use super::nar_check::{self, NarHashMismatch};
 use super::new_pack::{NewPack, PackKeeper};
 use super::output::ImageFile;
+use super::read_ahead::{FilesAhead, read_ahead};
 use super::source::InputPath;
 use super::transfer::{CopyJob, WriteJob};
 use super::work_times::{Work, WorkTimes};
@@ -52,6 +53,8 @@ pub(super) enum Job {
     Copy(CopyJob),
     /// Completes a pack and adds it to the cache.
     Keep(Box<KeepJob>),
+    /// Asks the kernel to read the files of later jobs.
+    ReadAhead(Vec<FilesAhead>),
 }
 
 /// A pack whose segments have been written.
@@ -146,6 +149,8 @@ pub(super) enum JobOutput {
     },
     /// The output of [`Job::Keep`].
     Completed(Completed),
+    /// The output of [`Job::ReadAhead`].
+    ReadAhead,
 }
 
 /// The end of a pack.
@@ -212,6 +217,15 @@ impl<'a> Worker<'a> {
             Job::Write(job) => self.inputs.times.measure(Work::Write, None, || self.write(job)),
             Job::Copy(job) => self.inputs.times.measure(Work::Copy, None, || self.copy(job)),
             Job::Keep(job) => self.keep(&job).map(JobOutput::Completed),
+            Job::ReadAhead(jobs) => {
+                for files in jobs {
+                    let store_path = &self.inputs.store_paths[files.store_path];
+                    self.inputs.times.measure(Work::Read, Some(files.store_path), || {
+                        read_ahead(files.ranges, |node| store_path.open(None, node).ok());
+                    });
+                }
+                Ok(JobOutput::ReadAhead)
+            }
         }
     }
 

@@ -44,11 +44,11 @@ impl JobQueue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a job at the end, or at the front if it frees memory.
+    /// Adds a job at the end, or at the front if it frees memory, or keeps others from waiting.
     pub(super) fn submit(&self, id: JobId, job: Job) {
         let mut waiting = self.locked();
         match job {
-            Job::Write(_) => waiting.jobs.push_front((id, job)),
+            Job::Write(_) | Job::ReadAhead(_) => waiting.jobs.push_front((id, job)),
             Job::Copy(_) => waiting.copies.push_back((id, job)),
             _ => waiting.jobs.push_back((id, job)),
         }

@@ -2,6 +2,7 @@
 
 use super::check::matches_store;
 use super::earlier::Earlier;
+use super::read_ahead::ScanAhead;
 use super::source::{InputPath, PathData};
 use super::{BuildError, BuildOptions, CacheTrust, cache_warning};
 use crate::cache::{Cache, CacheError};
@@ -11,7 +12,7 @@ use crate::plan::{ImagePlan, PlannedPath};
 use crate::scan::{self, ScanError};
 use crate::settings::ImageSettings;
 use crate::store_path::StorePath;
-use crate::threads::map_in_parallel;
+use crate::threads::map_from_disk;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ pub(super) struct Scanner<'a> {
     cache: Option<&'a Cache>,
     cancel: &'a AtomicBool,
     opener: PackOpener,
+    ahead: ScanAhead,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -62,6 +64,7 @@ impl<'a> Scanner<'a> {
             cache,
             cancel,
             opener: PackOpener::new(settings, open_files),
+            ahead: ScanAhead::default(),
             warnings: Mutex::new(Vec::new()),
         }
     }
@@ -87,7 +90,7 @@ impl<'a> Scanner<'a> {
         let paths = &self.plan.paths;
         let order = StorePath::order(paths.iter().map(|planned| &planned.path), StorePath::name);
         let ordered: Vec<&PlannedPath> = order.into_iter().map(|number| &paths[number]).collect();
-        let results = map_in_parallel(threads, &ordered, |planned| self.scan_path(planned));
+        let results = map_from_disk(threads, &ordered, |planned| self.scan_path(planned));
         let mut scanned = Scanned { store_paths: Vec::with_capacity(results.len()), rebuilt: BTreeSet::new() };
         let mut problems = Vec::new();
         let mut first_file = 0;
@@ -147,7 +150,9 @@ impl<'a> Scanner<'a> {
             }
         }
         let earlier = self.earlier(planned).map(Box::new);
-        Ok((InputPath { earlier, ..self.list(planned)? }, is_damaged))
+        let store_path = self.list(planned)?;
+        self.ahead.listed(&store_path);
+        Ok((InputPath { earlier, ..store_path }, is_damaged))
     }
 
     fn query_source(&self, planned: &PlannedPath) -> Option<io::Result<PackFile>> {

@@ -229,6 +229,7 @@ impl<'a> Sequencer<'a> {
                     Completed::NarHashMismatch(other) => self.done.other_content.push(other),
                     Completed::Failed => {}
                 },
+                (JobId::Background, JobOutput::ReadAhead) => {}
                 _ => return Err(BuildError::Defect { what: "a job returned the output of another" }),
             }
             match results.try_recv() {

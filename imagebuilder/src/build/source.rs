@@ -208,6 +208,11 @@ impl SourceFile {
         Ok(Self { file, path, size_bytes, modified })
     }
 
+    /// Returns the open file.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Fills `out` with the bytes that begin at `offset`. Holes are not read.
     pub(super) fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<(), BuildError> {
         if out.len() < MIN_HOLE_BYTES {

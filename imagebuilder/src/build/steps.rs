@@ -2,6 +2,7 @@
 
 use super::BuildError;
 use super::job::{Job, RangeAction, RangeRef};
+use super::read_ahead::FilesAhead;
 use super::source::InputPath;
 use crate::segment::{RANGE_BYTES, range_count, range_length};
 use crate::threads::map_in_parallel;
@@ -78,6 +79,24 @@ impl Step {
             }
             Self::ReadRange { range, action, .. } => {
                 Some((Job::ReadRange { range: *range, action: *action }, range.length as u64))
+            }
+            Self::Hashed(_) | Self::Linked { .. } | Self::Packed(_) | Self::EndOfPath(_) => None,
+        }
+    }
+}
+
+impl Step {
+    /// Returns the files that the job will read.
+    pub(super) fn files_ahead(&self) -> Option<FilesAhead> {
+        match self {
+            Self::ReadSmall(files) => {
+                let ranges = files.iter().map(|file| (file.node, 0..file.size_bytes)).collect();
+                Some(FilesAhead { store_path: files.first()?.store_path, ranges })
+            }
+            Self::ReadRange { range, .. } => {
+                let start = range.range as u64 * RANGE_BYTES;
+                let ranges = vec![(range.node, start..start + range.length as u64)];
+                Some(FilesAhead { store_path: range.store_path, ranges })
             }
             Self::Hashed(_) | Self::Linked { .. } | Self::Packed(_) | Self::EndOfPath(_) => None,
         }

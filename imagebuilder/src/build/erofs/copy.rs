@@ -6,12 +6,14 @@
 
 use super::super::BuildError;
 use super::super::output::ImageFile;
+use super::super::read_ahead::read_ahead;
+use super::super::source::SourceFile;
 use super::content;
 use crate::block_map::{BlockMap, Extent, FileId, Source};
 use crate::erofs::format::BLOCK_BYTES;
 use crate::progress::Progress;
 use crate::store_listing::StoreListing;
-use crate::threads::map_in_parallel;
+use crate::threads::{map_from_disk, map_in_parallel};
 use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,6 +39,7 @@ pub(super) fn copy(copy: &Copy<'_>, threads: usize, progress: &mut dyn Progress)
         .map(|number| number * CHUNK_BYTES..size_bytes.min((number + 1) * CHUNK_BYTES))
         .collect();
     for round in chunks.chunks(CHUNKS_PER_ROUND * threads) {
+        map_from_disk(threads, round, |chunk| copy.read_ahead(chunk.clone()));
         for copied in map_in_parallel(threads, round, |chunk| copy.chunk(chunk.clone(), &shares)) {
             let bytes = copied?;
             progress.advance(bytes, 0, bytes);
@@ -52,6 +55,19 @@ struct Gathered {
 }
 
 impl Copy<'_> {
+    /// Asks the kernel to read the files in a range of the image.
+    fn read_ahead(&self, chunk: Range<u64>) {
+        let files = self.map.extents_in(chunk).filter_map(|extent| match extent.source {
+            Source::File { file, offset } => Some((file, offset..offset + extent.length)),
+            Source::Metadata { .. } | Source::Zeros => None,
+        });
+        read_ahead(files, |file| self.open(file).ok());
+    }
+
+    fn open(&self, file: FileId) -> Result<SourceFile, BuildError> {
+        content::open(self.listing, file, self.map.files().file_size_bytes(file).unwrap_or_default())
+    }
+
     /// Copies a range of the image, and returns the number of bytes of files in it.
     fn chunk(&self, chunk: Range<u64>, shares: &AtomicBool) -> Result<u64, BuildError> {
         let mut gathered = Gathered { start: chunk.start, bytes: Vec::new() };
@@ -98,8 +114,7 @@ impl Copy<'_> {
         shares: &AtomicBool,
     ) -> Result<(), BuildError> {
         let Extent { mut start, mut length, .. } = *extent;
-        let size_bytes = self.map.files().file_size_bytes(file).unwrap_or_default();
-        let source = content::open(self.listing, file, size_bytes)?;
+        let source = self.open(file)?;
         if length >= BLOCK_BYTES && source.is_hole(offset, length) {
             self.flush(gathered, start + length)?;
             return source.finish();
