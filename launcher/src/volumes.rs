@@ -169,6 +169,15 @@ pub enum VolumeError {
         /// The other one.
         second: HostPath,
     },
+    /// A machine that only reads it cannot restore it.
+    #[error(
+        "volume {0} is half grown, because `microvm volume grow` was interrupted: repeat that command, or start a machine \
+         that writes to the volume, which restores its old size"
+    )]
+    HalfGrown(HostPath),
+    /// It is half grown, and cannot be restored.
+    #[error("volume {0}")]
+    Unrestored(GrowError),
     /// The hypervisor would detect another format.
     #[error(
         "{option}: {path} looks like {found}, but the machine spec says {wanted}: {hypervisor} detects the format by \
@@ -212,6 +221,22 @@ pub enum VolumeState {
     Present,
     /// It was created.
     Created,
+}
+
+/// Restores a volume whose growth was interrupted, before a guest uses it. `image` must be absolute, and the caller holds
+/// the locks. Returns its length if there was something to restore.
+///
+/// # Errors
+/// Returns [`VolumeError`].
+pub fn restore_half_grown(volume: &VolumeNeed, interruption: &Interruption) -> Result<Option<u64>, VolumeError> {
+    if volume.access != Access::ReadWrite || volume.image_type != ImageType::Raw {
+        return Ok(None);
+    }
+    grow::undo_interrupted(volume.image.as_path(), interruption).map_err(|error| match error {
+        GrowError::Interrupted(interrupted) => interrupted.into(),
+        GrowError::File { source, .. } => VolumeError::File { path: volume.image.clone(), source },
+        error => VolumeError::Unrestored(error),
+    })
 }
 
 /// Creates a volume if it is missing, and checks that it is what the machine spec requires. `image` must be absolute. A
@@ -276,6 +301,9 @@ fn check_content(volume: &VolumeNeed, image: &File) -> Result<(), VolumeError> {
         }
         let wanted = format!("a {} image", volume.image_type.as_str());
         return Err(VolumeError::Other { path: volume.image.clone(), found: found.to_owned(), wanted });
+    }
+    if volume.access != Access::ReadWrite && grow::is_half_grown(image).map_err(failed)? {
+        return Err(VolumeError::HalfGrown(volume.image.clone()));
     }
     let found = file_system(image).map_err(failed)?;
     // A volume that the launcher does not create is checked only if the guest mounts it, and it may still be empty.

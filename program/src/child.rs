@@ -3,6 +3,7 @@
 use crate::user::Identity;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::libc::SYS_ftruncate;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
@@ -11,6 +12,9 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, getppid};
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+use std::collections::BTreeMap;
+use std::env::consts::ARCH;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -78,6 +82,19 @@ pub fn pass_descriptors(command: &mut Command, descriptors: Vec<RawFd>) {
     });
 }
 
+/// Makes ftruncate(2) do nothing in this command and its children: it succeeds, and files keep their length.
+///
+/// # Errors
+/// Fails if the processor of this host is not supported.
+pub fn keep_file_lengths(command: &mut Command) -> io::Result<()> {
+    let calls = BTreeMap::from([(SYS_ftruncate, Vec::new())]);
+    let arch = ARCH.try_into().map_err(io::Error::other)?;
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, SeccompAction::Errno(0), arch);
+    let filter: BpfProgram = filter.and_then(TryInto::try_into).map_err(io::Error::other)?;
+    before_exec(command, move || apply_filter(&filter).map_err(|_| Errno::last().into()));
+    Ok(())
+}
+
 /// Shows an open directory at another path, to this command and its children only: in a mount namespace of their own.
 ///
 /// # Errors
@@ -134,7 +151,7 @@ fn clear_close_on_exec(descriptor: RawFd) -> io::Result<()> {
 #[expect(unsafe_code, reason = "std has no safe way to set a child's signal mask, death signal or groups")]
 fn before_exec(command: &mut Command, set_up: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
     // SAFETY: only async-signal-safe functions may be called between fork and exec. `set_up` makes the system calls setgroups,
-    // setgid, setuid, prctl, getppid, fcntl, umask, unshare, mount, move_mount and sigprocmask with values that were prepared before,
+    // setgid, setuid, prctl, seccomp, getppid, fcntl, umask, unshare, mount, move_mount and sigprocmask with values that were prepared before,
     // and allocates nothing.
     unsafe {
         command.pre_exec(set_up);
@@ -144,6 +161,18 @@ fn before_exec(command: &mut Command, set_up: impl FnMut() -> io::Result<()> + S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_that_would_shorten_a_file_keeps_its_length() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "text").unwrap();
+        let mut command = Command::new("truncate");
+        command.args(["--size", "1"]).arg(&file);
+        keep_file_lengths(&mut command).unwrap();
+        assert!(command.status().unwrap().success());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "text");
+    }
 
     #[test]
     fn a_child_starts_with_an_empty_signal_mask() {

@@ -7,7 +7,7 @@ use crate::hypervisor::lower_with_script_output;
 use crate::initrd;
 use crate::interruption::{ChildError, Interruption};
 use crate::isolation;
-use crate::launch::Launch;
+use crate::launch::{Launch, VolumeNeed};
 use crate::network::{self, CreatedInterfaces, macvtap};
 use crate::path::HostPath;
 use crate::programs::{find_program, find_program_of_machine};
@@ -137,6 +137,10 @@ impl Prepared {
         let request = LockRequest { time, ..lock_request(launch, &runtime, identity.as_ref()) };
         let wait = Duration::from_secs(lock.request().lock_wait_seconds);
         let mut locks = preparation.lock_volumes(request, wait, message)?;
+        // Before it leaves its host, a machine that migrates to this one writes to its volumes.
+        if time == LockTime::Now {
+            preparation.restore_volumes(message)?;
+        }
         preparation.make_disks(message)?;
         volumes::lock_created(&launch.needs.volumes, request, &mut locks)?;
         let sealed = read_seal(lowered)?;
@@ -266,6 +270,21 @@ impl Preparation<'_> {
             }
             self.make_volumes(message)
         })
+    }
+
+    /// Restores volumes that `microvm volume grow` has left half grown.
+    fn restore_volumes(&self, message: &mut dyn FnMut(&str)) -> Result<(), RunError> {
+        for need in &self.launch.needs.volumes {
+            let need = VolumeNeed { image: self.absolute(&need.image), ..need.clone() };
+            if let Some(bytes) = volumes::restore_half_grown(&need, self.interruption)? {
+                message(&format!(
+                    "volume {}: `microvm volume grow` was interrupted, so its old size of {bytes} bytes was restored; \
+                     repeat the command when the machine is stopped",
+                    need.image
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn make_volumes(&self, message: &mut dyn FnMut(&str)) -> Result<(), RunError> {

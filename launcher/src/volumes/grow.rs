@@ -1,15 +1,19 @@
 //! Growing a volume that no machine uses, and the file system in it if the host can do that.
 
+mod ranges;
+mod undo_record;
+
 use super::{VolumeLock, is_almost_full};
 use crate::interruption::{ChildError, Interrupted, Interruption};
 use crate::programs::{NotInstalled, find_file_system_program};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
-use nix::unistd::{Uid, Whence, fchown, geteuid, lseek64};
-use program::child::{become_user, pass_descriptors};
+use nix::unistd::{Uid, fchown, geteuid};
+use program::child::{become_user, keep_file_lengths, pass_descriptors};
 use program::place::{Directory, NewFile, Place, descriptor_path};
 use program::user::{Identity, user_name};
+use ranges::{clip, data_ranges, reserve};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::env;
 use std::fs::File;
@@ -20,6 +24,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use undo_record::{RecordError, UndoRecord, superblock};
 use volume_maker::{file_system, image_format};
 
 /// Why a volume did not grow.
@@ -105,12 +110,12 @@ pub enum GrowError {
         /// The requested length.
         bytes: u64,
     },
-    /// The image has grown, but its file system has not.
+    /// The file system has not grown, and what was overwritten is not restored yet.
     #[error(
-        "{path} has its new size, but its file system does not use it: {reason}{hint}; type the same command again, which \
-         checks the file system first"
+        "{path} is half grown, and what `resize2fs` has overwritten cannot be restored: {reason}{hint}; type the same \
+         command again, which restores it first"
     )]
-    Unfinished {
+    HalfGrown {
         /// The image.
         path: PathBuf,
         /// What the program printed.
@@ -162,21 +167,24 @@ pub fn grow(
     let failed = |source| GrowError::File { path: image.to_owned(), source };
     let place = Place::of(image).map_err(failed)?;
     let file = place.open(OFlag::O_RDWR).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
     let not_raw = |what: &str| GrowError::NotRaw { path: image.to_owned(), what: what.to_owned() };
-    if !metadata.is_file() {
+    if !file.metadata().map_err(failed)?.is_file() {
         return Err(not_raw("a block device"));
     }
     if let Some(format) = image_format(&file).map_err(failed)? {
         return Err(not_raw(format.name));
     }
+    if let Some(record) = UndoRecord::find(&file).map_err(failed)? {
+        undo(&record, image, &file, interruption)?;
+    }
+    let old_bytes = file.metadata().map_err(failed)?.len();
     let found = file_system(&file).map_err(failed)?.map(|found| found.fs_type);
     let is_ext = found.is_some_and(|fs_type| fs_type.starts_with("ext"));
-    // The power may have been cut before the file system grew.
+    // Another program may have made the image longer.
     let size = is_ext.then(|| ExtSize::of(&file)).transpose().map_err(failed)?;
-    let is_shorter = size.is_some_and(|size| size.is_shorter_than(metadata.len()));
-    if size_bytes < metadata.len() || (size_bytes == metadata.len() && !is_shorter) {
-        return Err(GrowError::NotLarger { path: image.to_owned(), bytes: metadata.len() });
+    let is_shorter = size.is_some_and(|size| size.is_shorter_than(old_bytes));
+    if size_bytes < old_bytes || (size_bytes == old_bytes && !is_shorter) {
+        return Err(GrowError::NotLarger { path: image.to_owned(), bytes: old_bytes });
     }
     let Some(tools) = is_ext.then(|| ExtTools::find(image, &file, locks)).transpose()? else {
         file.set_len(size_bytes).and_then(|()| file.sync_all()).map_err(failed)?;
@@ -188,14 +196,44 @@ pub fn grow(
     let rehearsed = tools.rehearse(&scratch, size_bytes, interruption)?;
     if rehearsed.size.blocks <= ExtSize::of(&file).map_err(failed)?.blocks {
         let (path, bytes) = (image.to_owned(), size_bytes);
-        return Err(if size_bytes == metadata.len() {
+        return Err(if size_bytes == old_bytes {
             GrowError::NotLarger { path, bytes }
         } else {
             GrowError::TooLittle { path, bytes }
         });
     }
-    tools.grow(&scratch, &rehearsed, metadata.len()..size_bytes)?;
+    tools.grow(&rehearsed, old_bytes..size_bytes, interruption)?;
     Ok(Grown::WithFileSystem)
+}
+
+/// Restores a volume that was growing when the power was cut, or when all processes were killed. Returns its length if
+/// there was something to restore. The caller holds the locks of the volume.
+pub(super) fn undo_interrupted(image: &Path, interruption: &Interruption) -> Result<Option<u64>, GrowError> {
+    let failed = |source| GrowError::File { path: image.to_owned(), source };
+    let file = match Place::of(image).and_then(|place| place.open(OFlag::O_RDWR)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(failed)?,
+    };
+    let Some(record) = UndoRecord::find(&file).map_err(failed)? else { return Ok(None) };
+    undo(&record, image, &file, interruption)?;
+    Ok(Some(record.old_bytes()))
+}
+
+/// Whether the growth of this volume was interrupted, or still goes on.
+pub(super) fn is_half_grown(image: &File) -> io::Result<bool> {
+    Ok(UndoRecord::find(image)?.is_some())
+}
+
+fn undo(record: &UndoRecord, image: &Path, file: &File, interruption: &Interruption) -> Result<(), GrowError> {
+    record.undo(file, Some(interruption)).map_err(|error| match error {
+        RecordError::Interrupted(interrupted) => interrupted.into(),
+        RecordError::File(source) => half_grown((image, file), &source.to_string()),
+    })
+}
+
+fn half_grown((image, file): (&Path, &File), reason: &str) -> GrowError {
+    let (path, reason, hint) = (image.to_owned(), reason.to_owned(), full_hint((file, None), reason, FULL));
+    GrowError::HalfGrown { path, reason, hint }
 }
 
 /// Returns the error of a file operation before the image grows, which fails if the disk of the image is full.
@@ -209,54 +247,6 @@ fn no_space(image: &Path, source: io::Error, remedy: &str) -> GrowError {
     }
 }
 
-/// Returns the ranges of a file that are no holes.
-fn data_ranges(file: &File) -> io::Result<Vec<Range<u64>>> {
-    let seek = |from, kind| match lseek64(file, from, kind) {
-        Ok(at) => Ok(Some(at)),
-        Err(Errno::ENXIO) => Ok(None),
-        Err(errno) => Err(io::Error::from(errno)),
-    };
-    let (mut ranges, mut at) = (Vec::new(), 0);
-    while let Some(start) = seek(at, Whence::SeekData)? {
-        at = seek(start, Whence::SeekHole)?.unwrap_or(start);
-        ranges.push(start.unsigned_abs()..at.unsigned_abs());
-    }
-    Ok(ranges)
-}
-
-/// Returns the parts of ranges before that position.
-fn clip(ranges: &[Range<u64>], end: u64) -> Vec<Range<u64>> {
-    ranges.iter().map(|range| range.start..range.end.min(end)).filter(|range| !range.is_empty()).collect()
-}
-
-/// Copies ranges of a file to the same positions of another file.
-fn copy_ranges(from: &File, to: &File, ranges: &[Range<u64>]) -> io::Result<()> {
-    let mut buffer = vec![0; 1 << 20];
-    for range in ranges {
-        let mut at = range.start;
-        while at < range.end {
-            let length = usize::try_from(range.end - at).map_or(buffer.len(), |left| left.min(buffer.len()));
-            from.read_exact_at(&mut buffer[..length], at)?;
-            to.write_all_at(&buffer[..length], at)?;
-            at += length as u64;
-        }
-    }
-    Ok(())
-}
-
-/// Makes the disk reserve space for ranges of a file, without changing its content. Does nothing on a file system that
-/// cannot reserve space.
-fn reserve(file: &File, ranges: &[Range<u64>]) -> io::Result<()> {
-    for range in ranges {
-        let (start, length) = (range.start.cast_signed(), (range.end - range.start).cast_signed());
-        match fallocate(file, FallocateFlags::FALLOC_FL_KEEP_SIZE, start, length) {
-            Err(Errno::EOPNOTSUPP) => return Ok(()),
-            reserved => reserved?,
-        }
-    }
-    Ok(())
-}
-
 /// The size of an ext file system, as its superblock says: Documentation/filesystems/ext4/super.rst of the kernel. A guest
 /// has written it.
 #[derive(Clone, Copy, Debug)]
@@ -267,8 +257,7 @@ struct ExtSize {
 
 impl ExtSize {
     fn of(image: &File) -> io::Result<Self> {
-        let mut superblock = [0; 1024];
-        image.read_exact_at(&mut superblock, 1024)?;
+        let superblock = superblock(image)?;
         let word = |at: usize| {
             let bytes = [superblock[at], superblock[at + 1], superblock[at + 2], superblock[at + 3]];
             u64::from(u32::from_le_bytes(bytes))
@@ -412,36 +401,53 @@ impl<'a> ExtTools<'a> {
 
     /// Grows the image from one length to another, and the file system in it. If that fails, restores what resize2fs has
     /// overwritten: e2fsck could repair it only by guessing.
-    fn grow(&self, scratch: &Scratch<'_>, rehearsed: &Rehearsed, length: Range<u64>) -> Result<(), GrowError> {
+    fn grow(&self, rehearsed: &Rehearsed, length: Range<u64>, interruption: &Interruption) -> Result<(), GrowError> {
         let file = self.file;
-        let saved = self.unnamed_file(scratch)?;
-        let overwritten = clip(&rehearsed.written, length.start);
-        copy_ranges(file, saved.file(), &overwritten).map_err(|error| no_space(self.image, error, &scratch.remedy))?;
-        file.set_len(length.end).map_err(|source| GrowError::File { path: self.image.to_owned(), source })?;
-        if let Err(error) = reserve(file, &rehearsed.written).and_then(|()| file.sync_all()) {
+        let record = self.save(rehearsed, length.clone(), interruption).map_err(|error| {
             // What is reserved beyond the old end is given back.
-            let _ = file.set_len(length.start);
-            return Err(no_space(self.image, error, FULL));
-        }
+            let _ = file.set_len(length.start).and_then(|()| file.sync_all());
+            match error {
+                RecordError::Interrupted(interrupted) => interrupted.into(),
+                RecordError::File(source) => no_space(self.image, source, FULL),
+            }
+        })?;
         let grown = self.resize(rehearsed.size);
         let Err(reason) = grown.and_then(|()| file.sync_all().map_err(|error| error.to_string())) else {
-            return Ok(());
+            return record.remove(file).map_err(|source| GrowError::File { path: self.image.to_owned(), source });
         };
-        let (path, hint) = (self.image.to_owned(), full_hint((file, self.owner.as_ref()), &reason, FULL));
-        let restored = copy_ranges(saved.file(), file, &overwritten)
-            .and_then(|()| file.set_len(length.start))
-            .and_then(|()| file.sync_all());
-        Err(match restored {
-            Ok(()) => GrowError::KeepsSize { path, reason, hint },
-            Err(error) => GrowError::Unfinished { path, reason: format!("{reason}; {error}"), hint },
+        Err(match record.undo(file, None) {
+            Ok(()) => {
+                let hint = full_hint((file, self.owner.as_ref()), &reason, FULL);
+                GrowError::KeepsSize { path: self.image.to_owned(), reason, hint }
+            }
+            Err(error) => half_grown((self.image, file), &format!("{reason}; {error}")),
         })
     }
 
-    /// Grows the file system to the length of the image. No signal interrupts that. Returns the reason if it fails.
+    /// Reserves the space that resize2fs needs, and saves what it overwrites.
+    fn save(
+        &self,
+        rehearsed: &Rehearsed,
+        length: Range<u64>,
+        interruption: &Interruption,
+    ) -> Result<UndoRecord, RecordError> {
+        let overwritten = clip(&rehearsed.written, length.start);
+        let mut record = UndoRecord::new(length, overwritten)?;
+        reserve(self.file, &rehearsed.written)?;
+        reserve(self.file, &[record.place()])?;
+        record.save(self.file, interruption)?;
+        Ok(record)
+    }
+
+    /// Grows the file system to that size. No signal interrupts that. Returns the reason if it fails.
     fn resize(&self, expected: ExtSize) -> Result<(), String> {
         let failed = |source: io::Error| format!("resize2fs: {source}");
         let mut command = self.command("resize2fs", &[]);
-        command.arg(descriptor_path(self.file)).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+        // The image is longer, because the record is behind its new end. resize2fs would cut it off, even if it could not
+        // write the superblock.
+        keep_file_lengths(&mut command).map_err(failed)?;
+        command.arg(descriptor_path(self.file)).arg(expected.blocks.to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
         let messages = message_file().map_err(failed)?;
         command.stderr(messages.try_clone().map_err(failed)?);
         let status = command.status().map_err(failed)?;
@@ -529,13 +535,20 @@ fn with_image_path(output: &str, image: &Path) -> String {
 /// Finds the error in the output of a program, which also contains its version, and advice that is not about the image.
 fn reason_of(output: &str, status: ExitStatus) -> String {
     let is_error = |line: &&str| line.contains(": ") && line.starts_with('/');
-    output.lines().find(is_error).map_or_else(|| status.to_string(), str::to_owned)
+    if let Some(error) = output.lines().find(is_error) {
+        return error.to_owned();
+    }
+    // resize2fs 1.47.0 (5-Feb-2023)
+    let is_version = |line: &&str| line.ends_with(')') && line.split(' ').nth(1).is_some_and(|word| word.contains('.'));
+    let lines: Vec<_> = output.lines().filter(|line| !is_version(line)).flat_map(str::split_whitespace).collect();
+    if lines.is_empty() { status.to_string() } else { lines.join(" ") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
+    use std::os::unix::process::ExitStatusExt;
 
     #[test]
     fn an_ext4_grows_with_its_image_and_other_file_systems_keep_their_size() {
@@ -655,6 +668,10 @@ mod tests {
             "e2image: /srv/var.img: short write"
         );
         let file = tempfile::tempfile().unwrap();
+        let refused = "resize2fs 1.47.0 (5-Feb-2023)\n\nResizing bigalloc file systems\nhas not been fully tested.\n";
+        let (failed, killed) = (ExitStatus::from_raw(256), ExitStatus::from_raw(9));
+        assert_eq!(reason_of(refused, failed), "Resizing bigalloc file systems has not been fully tested.");
+        assert_eq!(reason_of("resize2fs 1.47.0 (5-Feb-2023)", killed), killed.to_string());
         for (output, hint) in [("resulted in short write", FULL), ("No space left on device", FULL), ("bad magic", "")]
         {
             assert_eq!(full_hint((&file, None), output, FULL), hint, "{output}");
