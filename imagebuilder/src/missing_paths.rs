@@ -2,7 +2,7 @@
 
 use crate::plan::ImagePlan;
 use crate::store_path::StorePath;
-use crate::threads::map_from_disk;
+use crate::threads::{for_disk, map_in_parallel};
 use program::plural::counted;
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, open, statat};
 use std::fmt;
@@ -47,8 +47,8 @@ impl fmt::Display for MissingPaths {
     }
 }
 
-/// Checks that each store path of the plan exists and can be read, with at most `threads` threads. It takes one system
-/// call per path if everyone can read the path, as in a Nix store.
+/// Checks that each store path of the plan exists and can be read, with `threads` threads or more, because they may wait
+/// for the disk. It takes one system call per path if everyone can read the path, as in a Nix store.
 ///
 /// # Errors
 /// Some paths cannot be read; the error lists all of them.
@@ -56,7 +56,7 @@ pub fn check(plan: &ImagePlan, threads: usize) -> Result<(), MissingPaths> {
     // Names relative to an open directory take the kernel half the time of whole paths. If it cannot be opened, the
     // whole paths give the error.
     let store = open(&plan.store_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok();
-    let results = map_from_disk(threads, &plan.paths, |planned| match &store {
+    let results = map_in_parallel(for_disk(threads), &plan.paths, |planned| match &store {
         Some(store) => check_path(store.as_fd(), Path::new(planned.path.base_name())),
         None => check_path(CWD, &plan.store_dir.join(planned.path.base_name())),
     });

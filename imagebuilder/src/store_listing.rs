@@ -4,7 +4,7 @@
 use crate::block_map::{FileId, StoreFiles, StorePathTree};
 use crate::plan::{ImagePlan, PlannedPath};
 use crate::scan::{self, Listing, ScanError};
-use crate::threads::map_from_disk;
+use crate::threads::{for_disk, map_in_parallel};
 use crate::tree::Entry;
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -26,7 +26,8 @@ pub struct StoreListing {
 }
 
 impl StoreListing {
-    /// Lists the store paths of a plan with at most `threads` threads.
+    /// Lists the store paths of a plan with `threads` threads or more, because they may
+    /// wait for the disk.
     ///
     /// # Errors
     /// All problems: files that cannot be listed or cannot occur in a store, and store paths with another NAR size than
@@ -37,7 +38,7 @@ impl StoreListing {
         let mut versions = Vec::with_capacity(plan.paths.len());
         let mut linked = HashMap::new();
         let mut problems = Vec::new();
-        let listings = map_from_disk(threads, &plan.paths, |planned| list(planned, plan));
+        let listings = map_in_parallel(for_disk(threads), &plan.paths, |planned| list(planned, plan));
         for ((planned, store_path), listing) in plan.paths.iter().zip(0..).zip(listings) {
             match listing {
                 Err(problem) => problems.push(problem),

@@ -60,6 +60,12 @@ pub(crate) fn pool(wanted: usize) -> Result<ThreadPool, ThreadPoolBuildError> {
     ThreadPoolBuilder::new().num_threads(affordable(wanted.clamp(1, MAX_JOBS))).spawn_handler(start).build()
 }
 
+/// Returns the number of threads for work that mostly waits for the disk if the files are not in memory: more than there
+/// are processors.
+pub(crate) fn for_disk(threads: usize) -> usize {
+    threads.max(DISK_THREADS)
+}
+
 /// Applies `map` to every item with at most `threads` threads, and returns the results in the order of the items. The
 /// calling thread is one of them, so this works even if no other can be started.
 pub(crate) fn map_in_parallel<Item: Sync, Product: Send>(
@@ -87,16 +93,6 @@ pub(crate) fn map_in_parallel<Item: Sync, Product: Send>(
     });
     // Every item has a product. Collecting into an `Option` needs no other vector.
     products.into_iter().collect::<Option<_>>().unwrap_or_default()
-}
-
-/// As [`map_in_parallel`], for work that mostly waits for the disk if the files are not in memory: with more threads than
-/// processors.
-pub(crate) fn map_from_disk<Item: Sync, Product: Send>(
-    threads: usize,
-    items: &[Item],
-    map: impl Fn(&Item) -> Product + Sync,
-) -> Vec<Product> {
-    map_in_parallel(threads.max(DISK_THREADS), items, map)
 }
 
 /// Runs two functions in parallel, or one after the other if no thread can be started for the second.

@@ -6,7 +6,7 @@ use super::super::source::SourceFile;
 use crate::block_map::FileId;
 use crate::erofs::SameContent;
 use crate::store_listing::StoreListing;
-use crate::threads::map_from_disk;
+use crate::threads::map_in_parallel;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -73,7 +73,7 @@ impl Comparison<'_> {
                 _ => to_hash.push((*size, *file)),
             }
         }
-        let hashes = map_from_disk(self.threads, &to_hash, |(size, file)| {
+        let hashes = map_in_parallel(self.threads, &to_hash, |(size, file)| {
             if self.cancel.load(Ordering::Relaxed) {
                 return Err(BuildError::Interrupted);
             }
