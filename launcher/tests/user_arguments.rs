@@ -296,6 +296,13 @@ fn options_of_the_spec_cannot_be_given_to_cloud_hypervisor_again() {
     }
     let twice = refusal(extra("cloudHypervisor", &["--cpus", "max=2", "--cpus", "max=3"]), Hypervisor::CloudHypervisor);
     assert!(twice.contains("accepts --cpus only once, but it is given twice"), "{twice}");
+    // Found by random machines: it failed when everything else had been made.
+    for option in ["--debug-console", "--event-monitor", "--log-file", "--log-format", "--rtc", "--tpm"] {
+        let given = [option, "path=a", &format!("{option}=path=a")];
+        let twice = refusal(extra("cloudHypervisor", &given), Hypervisor::CloudHypervisor);
+        assert!(twice.contains(&format!("accepts {option} only once, but it is given twice")), "{twice}");
+    }
+    launch(extra("cloudHypervisor", &["--pvpanic", "--watchdog", "--pvpanic"]), Hypervisor::CloudHypervisor);
     let mut shared = extra("cloudHypervisor", &["--memory", "shared=off"]);
     shared["shares"] = json!([{"proto": "virtiofs", "tag": "t", "source": "/s", "mountPoint": "/s"}]);
     let shared = refusal(shared, Hypervisor::CloudHypervisor);

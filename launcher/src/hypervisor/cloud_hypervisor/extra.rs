@@ -10,6 +10,9 @@ use crate::path::HostPath;
 const MERGED: [&str; 6] = ["--balloon", "--cpus", "--memory", "--platform", "--rng", "--vsock"];
 /// Options for which the user's value replaces ours.
 const REPLACED: [&str; 3] = ["--console", "--seccomp", "--serial"];
+/// Other options with a value that are accepted once (`create_app` in cloud-hypervisor/src/main.rs). A switch may be repeated
+/// here, because ours or the user's last one replaces it.
+const ONCE: [&str; 6] = ["--debug-console", "--event-monitor", "--log-file", "--log-format", "--rtc", "--tpm"];
 /// Options that only the spec may set, and a hint.
 const REFUSED: [(&str, &str); 9] = [
     ("--api-socket", "use socket"),
@@ -60,8 +63,8 @@ pub(super) fn merge(builder: &mut LaunchBuilder<'_>, own: Vec<String>) -> Merged
     let mut merged = Merged { items: Vec::new(), serial_is_ours: true, config_is_ours: true };
     let mut seen: Vec<String> = Vec::new();
     for item in arguments::items(&builder.spec.sections.cloud_hypervisor.extra_args) {
-        let once = MERGED.contains(&item.option.as_str()) || REPLACED.contains(&item.option.as_str());
-        if once && seen.contains(&item.option) {
+        let is_once = [&MERGED[..], &REPLACED, &ONCE].iter().any(|options| options.contains(&item.option.as_str()));
+        if is_once && seen.contains(&item.option) {
             builder.refuse(OPTION, format!("accepts {} only once, but it is given twice", item.option));
             continue;
         }
