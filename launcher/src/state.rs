@@ -15,7 +15,9 @@ pub use process::ProcessIdentity;
 pub(crate) use process::{proc_file, unix_seconds};
 pub use request::{RecordedStop, StartRequest};
 
+use failure::FAILURES;
 use recorder::own_records;
+use request::{REQUEST, STOP};
 
 use crate::launch::{Launch, STAMP};
 use crate::name::{BadMachineName, MachineName};
@@ -37,10 +39,14 @@ use std::time::{Duration, Instant};
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most characters of a parser's error that are shown.
 const MAX_REASON_CHARACTERS: usize = 200;
+/// The file that is locked while a launcher starts or supervises the machine.
+const LOCK: &str = "lock";
 /// The file that contains the [`RunningMachine`].
 const PROCESS: &str = "process.json";
 /// The file that contains the [`StartingMachine`].
 const STARTING: &str = "starting.json";
+/// The socket of the console, if the spec names none.
+pub(crate) const CONSOLE_SOCKET: &str = "console.sock";
 /// The file that contains the most recent [`Launch`].
 const LAUNCH: &str = "launch.json";
 
@@ -230,6 +236,13 @@ pub struct StartLock {
     _lock: Flock<File>,
 }
 
+/// Prevents a start of the machine while it is held.
+#[derive(Debug)]
+pub(crate) struct CleanUpLock {
+    /// `None` if a machine of the same name runs in another directory.
+    _lock: Option<Flock<File>>,
+}
+
 impl StartLock {
     /// Returns the interfaces of an earlier run that were not removed.
     pub fn left_over_interfaces(&self) -> &[CreatedInterface] {
@@ -288,6 +301,11 @@ impl MachineState {
         self.directory.join(name)
     }
 
+    /// Returns the paths of all files in which this module records the machine.
+    pub fn records(&self) -> impl Iterator<Item = PathBuf> {
+        [LOCK, PROCESS, STARTING, LAUNCH, STAMP, FAILURES, REQUEST, STOP].into_iter().map(|name| self.file(name))
+    }
+
     /// Locks the machine for a start by this process. Refuses if it runs or another launcher starts it.
     ///
     /// # Errors
@@ -297,8 +315,8 @@ impl MachineState {
         let directory =
             Directory::make(&self.directory, 0o750, None).map_err(|error| failed(&self.directory, error))?;
         own_records(&directory).map_err(|error| failed(&self.directory, error))?;
-        let path = self.file("lock");
-        let file = directory.place("lock").open_or_create(0o600).map_err(|error| failed(&path, error))?;
+        let path = self.file(LOCK);
+        let file = directory.place(LOCK).open_or_create(0o600).map_err(|error| failed(&path, error))?;
         let lock = self.wait_for_lock(file, working_directory)?;
         let launcher = ProcessIdentity::current().map_err(|error| failed(&self.directory, error))?;
         let interfaces = self.left_over_interfaces()?;
@@ -307,8 +325,42 @@ impl MachineState {
         let request = self.request()?;
         self.clear_request();
         self.clear_stop_request();
-        self.clear_failure();
+        self.clear_failure_in(working_directory);
         Ok(StartLock { state: self.clone(), starting, request, _lock: lock })
+    }
+
+    /// Locks the machine so that no start in that directory begins while something is removed there. Returns `None` if a
+    /// start in that directory has begun: what is there now is its own.
+    ///
+    /// # Errors
+    /// Returns [`StateError`].
+    pub(crate) fn lock_to_clean_up(&self, working_directory: &Path) -> Result<Option<CleanUpLock>, StateError> {
+        let failed = |source| StateError::File { path: self.file(LOCK), source };
+        let end = Instant::now() + CLEAN_UP_TIMEOUT;
+        let place = Place::nofollow(&self.file(LOCK)).map_err(failed)?;
+        // Missing if only the records of a machine were restored.
+        let open = || place.open_or_create(0o600).map_err(failed);
+        loop {
+            let lock = match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => Some(lock),
+                Err((_, Errno::EWOULDBLOCK)) => None,
+                Err((_, errno)) => return Err(failed(errno.into())),
+            };
+            if self.activity()? != Activity::Stopped {
+                // A machine of the same name in another directory has other files.
+                let is_elsewhere =
+                    self.working_directory()?.is_some_and(|other| !is_same_directory(&other, working_directory));
+                return Ok(is_elsewhere.then_some(CleanUpLock { _lock: lock }));
+            }
+            if lock.is_some() {
+                return Ok(Some(CleanUpLock { _lock: lock }));
+            }
+            // A start has just begun, or has failed and ends.
+            if Instant::now() > end {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Refuses a start in that directory if the machine runs or another launcher starts it.
@@ -338,7 +390,7 @@ impl MachineState {
                 Ok(lock) => return Ok(lock),
                 Err((again, Errno::EWOULDBLOCK)) if Instant::now() < end => file = again,
                 Err((_, Errno::EWOULDBLOCK)) => return Err(StateError::Starting(self.name.to_string())),
-                Err((_, errno)) => return Err(StateError::File { path: self.file("lock"), source: errno.into() }),
+                Err((_, errno)) => return Err(StateError::File { path: self.file(LOCK), source: errno.into() }),
             }
             std::thread::sleep(Duration::from_millis(10));
         }

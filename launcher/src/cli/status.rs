@@ -6,13 +6,14 @@ use super::machine::failed;
 use launcher::imperative::{Layout, MachineActivity, MachineName, Phase, last_failure, state_of};
 use launcher::launch::Launch;
 use launcher::path::HostPath;
-use launcher::state::{Activity, MachineState, RunningMachine, RuntimeDirectory, StateError};
+use launcher::state::{Activity, MachineState, RunningMachine, RuntimeDirectory, StateError, is_same_directory};
 use launcher::suspend::{SuspendError, SuspendedState};
 use program::escape::one_line;
 use program::failure::Failure;
 use program::output::{message, print};
 use program::spelling::nearest;
 use serde_json::{Value, json};
+use std::path::Path;
 
 /// Show which machines are running, being started or suspended
 #[derive(clap::Args)]
@@ -166,7 +167,16 @@ fn failure(name: &str, state: &MachineState) -> Result<Vec<String>, StateError> 
     let of_host = MachineName::new(name).ok().and_then(|name| Layout::of_environment().existing(&name).ok());
     match of_host {
         Some(machine) => last_failure(&machine),
-        None => Ok(state.failure()?.map(|failure| failure.problems).unwrap_or_default()),
+        None => {
+            let Some(failure) = state.failure()? else { return Ok(Vec::new()) };
+            let is_elsewhere = |last: &Path| !is_same_directory(last, &failure.working_directory);
+            if !state.working_directory()?.is_some_and(|last| is_elsewhere(&last)) {
+                return Ok(failure.problems);
+            }
+            // A machine of the same name in another directory has been started, too.
+            let directory = failure.working_directory.display();
+            Ok(failure.problems.iter().map(|problem| format!("{directory}: {problem}")).collect())
+        }
     }
 }
 

@@ -77,7 +77,7 @@ fn forget_failed_units(machine: &KnownMachine) {
 fn forget_failure(machine: &KnownMachine) {
     match &machine.directory {
         Some(directory) => machine.state.clear_failure_in(directory),
-        None => machine.state.clear_failure(),
+        None => machine.state.clear_failures(),
     }
 }
 

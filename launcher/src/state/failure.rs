@@ -7,10 +7,12 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The file that contains the [`RunFailure`].
-const FAILURE: &str = "failure.json";
-/// The longest record: all reasons and the longest path, with every character escaped.
-const MAX_RECORD_BYTES: u64 = 64 << 10;
+/// The file that contains a [`RunFailure`] for each state directory, the most recent one last.
+pub(super) const FAILURES: &str = "failures.json";
+/// Maximum number of state directories whose failures are recorded.
+const MAX_RECORDS: usize = 4;
+/// The longest file: for each directory all reasons and the longest path, with every character escaped.
+const MAX_FILE_BYTES: u64 = 256 << 10;
 /// Maximum number of reasons that are recorded or shown.
 const MAX_PROBLEMS: usize = 8;
 /// Maximum length of a reason, in characters. The machine's user writes the record, and root shows it.
@@ -37,37 +39,61 @@ impl MachineState {
         // The caller reports the failure. If it cannot be recorded too, on a full disk for example, nothing is lost.
         let now = ClockId::CLOCK_MONOTONIC.now().map_or(Duration::ZERO, Duration::from);
         let monotonic_microseconds = u64::try_from(now.as_micros()).unwrap_or_default();
-        let _ = self.write(FAILURE, &RunFailure { problems, monotonic_microseconds, working_directory });
+        // An unreadable file is replaced.
+        let mut failures = self.failures().unwrap_or_default();
+        failures.retain(|failure| !failure.is_in(&working_directory));
+        failures.push(RunFailure { problems, monotonic_microseconds, working_directory });
+        failures.drain(..failures.len().saturating_sub(MAX_RECORDS));
+        let _ = self.write(FAILURES, &failures);
     }
 
-    /// Returns why the most recent start or run failed, or `None` if it has not failed.
+    /// Returns why the most recent start or run that has failed did so, in any directory, or `None` if none has failed.
     ///
     /// # Errors
     /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn failure(&self) -> Result<Option<RunFailure>, StateError> {
-        let found: Option<(RunFailure, _)> = self.read_at_most(FAILURE, MAX_RECORD_BYTES)?;
-        Ok(found.map(|(failure, _)| RunFailure { problems: shortened(failure.problems), ..failure }))
+        Ok(self.failures()?.pop())
     }
 
-    /// Like [`Self::failure`], but only of the machine in this state directory.
+    /// Returns why the most recent start or run of the machine in this state directory failed, or `None` if it has not
+    /// failed.
     ///
     /// # Errors
-    /// The same.
+    /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn failure_in(&self, directory: &Path) -> Result<Option<RunFailure>, StateError> {
-        Ok(self.failure()?.filter(|failure| is_same_directory(&failure.working_directory, directory)))
+        Ok(self.failures()?.into_iter().find(|failure| failure.is_in(directory)))
     }
 
-    /// Removes the record, as at the next start.
-    pub fn clear_failure(&self) {
-        self.remove(FAILURE);
+    /// Removes the records of all directories.
+    pub fn clear_failures(&self) {
+        self.remove(FAILURES);
     }
 
-    /// Removes the record when the stopped machine in this state directory is stopped again, and when it is deleted. That of
-    /// a machine of the same name in another directory stays. An unreadable one is nobody's.
+    /// Removes the record of the machine in this state directory: when it starts, when it is stopped again, and when it is
+    /// deleted. Those of machines of the same name in other directories stay. An unreadable file belongs to none of them.
     pub fn clear_failure_in(&self, directory: &Path) {
-        if !matches!((self.failure(), self.failure_in(directory)), (Ok(Some(_)), Ok(None))) {
-            self.clear_failure();
+        let Ok(mut failures) = self.failures() else { return self.clear_failures() };
+        let recorded = failures.len();
+        failures.retain(|failure| !failure.is_in(directory));
+        if failures.is_empty() {
+            self.clear_failures();
+        } else if failures.len() < recorded {
+            // The machine is not affected by an old reason that cannot be removed.
+            let _ = self.write(FAILURES, &failures);
         }
+    }
+
+    fn failures(&self) -> Result<Vec<RunFailure>, StateError> {
+        let found: Option<(Vec<RunFailure>, _)> = self.read_at_most(FAILURES, MAX_FILE_BYTES)?;
+        let failures = found.map(|(failures, _)| failures).unwrap_or_default();
+        let shown = |failure: RunFailure| RunFailure { problems: shortened(failure.problems), ..failure };
+        Ok(failures.into_iter().map(shown).collect())
+    }
+}
+
+impl RunFailure {
+    fn is_in(&self, directory: &Path) -> bool {
+        is_same_directory(&self.working_directory, directory)
     }
 }
 
@@ -103,6 +129,32 @@ mod tests {
     }
 
     #[test]
+    fn a_start_in_another_directory_removed_the_failure_of_a_machine_with_this_name() {
+        let runtime = tempfile::tempdir().unwrap();
+        let directories = [0, 1, 2, 3, 4].map(|index| runtime.path().join(format!("web{index}")));
+        let [web, other, ..] = &directories;
+        let state = RuntimeDirectory::at(runtime.path()).machine("web").unwrap();
+        state.lock_for_start(web).unwrap().record_failure(vec!["no kernel".to_owned()]);
+        drop(state.lock_for_start(other).unwrap());
+        assert_eq!(state.failure_in(web).unwrap().unwrap().problems, ["no kernel"]);
+        // A failure there does not replace it either.
+        state.lock_for_start(other).unwrap().record_failure(vec!["no initrd".to_owned()]);
+        assert_eq!(state.failure_in(web).unwrap().unwrap().problems, ["no kernel"]);
+        assert_eq!(state.failure().unwrap().unwrap().problems, ["no initrd"]);
+        drop(state.lock_for_start(web).unwrap());
+        assert_eq!(state.failure_in(web).unwrap(), None);
+        assert_eq!(state.failure_in(other).unwrap().unwrap().problems, ["no initrd"]);
+        for directory in &directories {
+            state.lock_for_start(directory).unwrap().record_failure(vec!["again".to_owned()]);
+        }
+        // The oldest record is dropped.
+        let recorded = directories.iter().map(|directory| state.failure_in(directory).unwrap().is_some());
+        assert_eq!(recorded.collect::<Vec<_>>(), [false, true, true, true, true]);
+        state.clear_failures();
+        assert_eq!(state.failure().unwrap(), None);
+    }
+
+    #[test]
     fn a_long_record_flooded_the_terminal_and_a_field_of_a_later_release_made_the_machine_unknown() {
         let runtime = tempfile::tempdir().unwrap();
         let state = RuntimeDirectory::at(runtime.path()).machine("web").unwrap();
@@ -110,17 +162,17 @@ mod tests {
         let record = serde_json::json!({
             "problems": vec!["é".repeat(1 << 10); 20], "monotonicMicroseconds": 1, "workingDirectory": "/var/lib/web", "later": 1,
         });
-        let write = |text: &str| fs::write(runtime.path().join("web").join(FAILURE), text).unwrap();
-        write(&record.to_string());
+        let write = |text: &str| fs::write(runtime.path().join("web").join(FAILURES), text).unwrap();
+        write(&serde_json::json!([record]).to_string());
         let problems = state.failure().unwrap().unwrap().problems;
         assert_eq!(problems, vec![format!("{}…", "é".repeat(MAX_PROBLEM_LENGTH)); MAX_PROBLEMS]);
         // A value of another type was quoted whole, and a record of 64 MiB was read.
         write(&format!("\"{}\"", "x".repeat(60 << 10)));
         let error = state.failure().unwrap_err().to_string();
-        assert!(error.len() < 600 && error.contains("xxx…xxx") && error.contains("RunFailure at line 1"), "{error}");
+        assert!(error.len() < 600 && error.contains("xxx…xxx") && error.contains("a sequence at line 1"), "{error}");
         write(&" ".repeat(1 << 20));
         let error = state.failure().unwrap_err().to_string();
-        assert!(error.ends_with("it is longer than 64 KiB, the limit for such a file"), "{error}");
+        assert!(error.ends_with("it is longer than 256 KiB, the limit for such a file"), "{error}");
         // It belongs to no machine, so each of them may remove it.
         state.clear_failure_in(Path::new("/var/lib/web"));
         assert_eq!(state.failure().unwrap(), None);

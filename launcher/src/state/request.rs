@@ -7,9 +7,9 @@ use program::user::Identity;
 use serde::{Deserialize, Serialize};
 
 /// The file that contains the [`StartRequest`].
-const REQUEST: &str = "start-request.json";
+pub(super) const REQUEST: &str = "start-request.json";
 /// The file that contains the [`StopRequest`].
-const STOP: &str = "stop-requested";
+pub(super) const STOP: &str = "stop-requested";
 
 /// What the caller of a start asks of it. The default is a start by hand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -75,7 +75,7 @@ fn write_failure(host: &Host, directory: &str, microseconds: u64) {
     let directory = host.path(directory);
     let record =
         json!({"problems": ["no kernel"], "monotonicMicroseconds": microseconds, "workingDirectory": directory});
-    fs::write(host.path("run/web/failure.json"), record.to_string()).expect("a record");
+    fs::write(host.path("run/web/failures.json"), json!([record]).to_string()).expect("a record");
 }
 
 #[test]
@@ -108,19 +108,19 @@ fn a_recorded_failure_hid_newer_ones_and_stop_and_delete_left_the_failed_units()
     write_failure(&host, "elsewhere", 1);
     microvm(&["delete", "--yes", "web"]);
     assert_eq!(fs::read_to_string(&reset).expect("the units are reset"), units);
-    assert!(host.path("run/web/failure.json").exists());
+    assert!(host.path("run/web/failures.json").exists());
 }
 
 #[test]
 fn an_unreadable_record_of_a_failure_made_status_fail() {
     let host = Host::new(&["web"]);
-    fs::write(host.path("run/web/failure.json"), "{").expect("a record");
+    fs::write(host.path("run/web/failures.json"), "[").expect("a record");
     let status = host.microvm(&["status"]);
     assert_eq!((status.status.code(), stdout(&status).as_str()), (Some(0), "web  -  stopped\n"));
     let printed = stderr(&status);
-    assert!(printed.starts_with("warning: web: ") && printed.contains("failure.json: EOF while parsing"), "{printed}");
+    assert!(printed.starts_with("warning: web: ") && printed.contains("failures.json: EOF while parsing"), "{printed}");
     let document: Value = serde_json::from_slice(&host.microvm(&["status", "--json"]).stdout).expect("JSON");
-    assert!(document[0]["problem"].as_str().expect("a problem").contains("failure.json"), "{document}");
+    assert!(document[0]["problem"].as_str().expect("a problem").contains("failures.json"), "{document}");
 }
 
 #[test]
@@ -137,8 +137,8 @@ fn a_start_with_an_invalid_spec_left_the_reason_of_an_earlier_failure() {
         let started = host.microvm(&["run", spec, "--name", "web", "--state-dir", &state]);
         assert_eq!(started.status.code(), Some(code), "{}", stderr(&started));
         let record: Value =
-            serde_json::from_slice(&fs::read(host.path("run/web/failure.json")).expect("a record")).expect("JSON");
-        let problem = record["problems"][0].as_str().expect("a reason");
+            serde_json::from_slice(&fs::read(host.path("run/web/failures.json")).expect("a record")).expect("JSON");
+        let problem = record[0]["problems"][0].as_str().expect("a reason");
         assert!(problem.contains(reason) && stderr(&started).contains(problem), "{problem}: {}", stderr(&started));
     }
 }
