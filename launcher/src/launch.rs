@@ -2,6 +2,7 @@
 //! it afterwards. Plain data: the pure part creates it, `run` executes it, and `explain --json` prints it.
 
 mod control;
+mod files;
 mod needs;
 mod saved;
 
@@ -9,6 +10,7 @@ pub use control::{
     BalloonDevice, Console, ControlProtocol, ControlSocket, ForcedStop, GracefulStep, GuestNotification, HttpRequest,
     NotificationSocket, Shutdown, VsockEnd, VsockHostEnd,
 };
+pub use files::{FileUsage, LOCK_ENDING, MachineFile, RECORD_ENDING};
 pub use needs::{
     Access, BridgeNeed, ClosureView, ComposedInitrd, DeviceNode, FileNeed, KvmUse, MacvtapNeed, Needs, OnExit,
     PassedDevice, ProbedFormat, Reader, SideProcess, SideProcessKind, StoreDiskNeed, TapNeed, VIEW, VolumeCreation,

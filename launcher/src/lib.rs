@@ -46,6 +46,7 @@ pub mod launch;
 pub mod name;
 pub mod network;
 pub mod ocf;
+pub mod own_files;
 pub mod path;
 pub mod programs;
 pub mod readiness;

@@ -21,6 +21,7 @@ use crate::interruption::{Interrupted, Interruption};
 use crate::isolation::is_confined;
 use crate::launch::Launch;
 use crate::network::{NetworkError, remove_made};
+use crate::own_files::OwnFileError;
 use crate::path::HostPath;
 use crate::programs::NotInstalled;
 use crate::readiness::ReadinessError;
@@ -106,6 +107,9 @@ pub enum RunError {
     /// The hypervisor does not accept the machine with the root hash.
     #[error("storeDisk.verity: {}", .0.join("\n"))]
     SealRefused(Vec<String>),
+    /// A file of the machine would be in the way of another one.
+    #[error(transparent)]
+    OwnFile(#[from] OwnFileError),
     /// A volume could not be prepared.
     #[error(transparent)]
     Volume(#[from] VolumeError),

@@ -186,7 +186,7 @@ fn find_trusted(
     working_directory: &HostPath,
     client: Option<&Identity>,
 ) -> Result<PathBuf, SideProcessError> {
-    let name = || describe(process);
+    let name = || process.description();
     let program = find_program_of_machine(&program_of(process), working_directory)
         .map_err(|source| SideProcessError::NotInstalled { name: name(), source })?;
     match client.filter(|_| !runs_as_client(process)) {
@@ -202,10 +202,10 @@ fn find_trusted(
 fn check_namespaces(process: &SideProcess, program: &Path, client: Option<&Identity>) -> Result<(), SideProcessError> {
     let refused = |source| {
         let program = program.to_owned();
-        SideProcessError::NoUserNamespace { name: describe(process), program, source }
+        SideProcessError::NoUserNamespace { name: process.description(), program, source }
     };
     if process.view.is_some() {
-        return check_namespace().map_err(|source| SideProcessError::View { name: describe(process), source });
+        return check_namespace().map_err(|source| SideProcessError::View { name: process.description(), source });
     }
     let is_root = nix::unistd::geteuid().is_root();
     match process.kind {
@@ -242,13 +242,17 @@ pub fn inspect(
     let socket = process.socket.below(working_directory);
     if is_served(socket.as_path()) {
         let is_the_same = serves_the_same(process, working_directory);
-        return if is_the_same { Ok(()) } else { Err(SideProcessError::Foreign { name: describe(process), socket }) };
+        return if is_the_same {
+            Ok(())
+        } else {
+            Err(SideProcessError::Foreign { name: process.description(), socket })
+        };
     }
     require_stale(socket.as_path())?;
     let program = find_trusted(process, working_directory, client)?;
     check_namespaces(process, &program, client)?;
     let checked = shared_directory(process, working_directory).map(drop);
-    checked.map_err(|source| SideProcessError::Start { name: describe(process), program, source })
+    checked.map_err(|source| SideProcessError::Start { name: process.description(), program, source })
 }
 
 /// Opens the directory that a virtiofs daemon serves with root's rights. The machine's user may be able to replace the
@@ -279,7 +283,7 @@ pub fn missing_group(process: &SideProcess) -> Option<&str> {
 /// group, so that it would seem to serve for a moment, and would end and be restarted for ever.
 fn check_group(process: &SideProcess) -> Result<(), SideProcessError> {
     match missing_group(process) {
-        Some(group) => Err(SideProcessError::NoGroup { name: describe(process), group: group.to_owned() }),
+        Some(group) => Err(SideProcessError::NoGroup { name: process.description(), group: group.to_owned() }),
         None => Ok(()),
     }
 }
@@ -334,11 +338,11 @@ impl SideProcesses {
                 if is_proven(process, working_directory, interruption)? {
                     continue;
                 }
-                return Err(SideProcessError::Foreign { name: describe(process), socket });
+                return Err(SideProcessError::Foreign { name: process.description(), socket });
             }
             remove_stale(socket.as_path())?;
             check_group(process)?;
-            let missing = |source| SideProcessError::NotInstalled { name: describe(process), source };
+            let missing = |source| SideProcessError::NotInstalled { name: process.description(), source };
             let mut program = find_trusted(process, working_directory, client)?;
             check_namespaces(process, &program, client)?;
             if process.view.is_some() {
@@ -375,6 +379,11 @@ impl SideProcesses {
     pub fn identities(&self) -> Vec<ProcessIdentity> {
         let children = self.entries.iter().filter_map(|entry| i32::try_from(entry.child.as_ref()?.id()).ok());
         children.filter_map(|pid| ProcessIdentity::of(pid).ok()).collect()
+    }
+
+    /// The sockets of the processes that this launcher has started.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = &HostPath> {
+        self.entries.iter().map(|entry| &entry.socket)
     }
 
     /// Returns how a process failed without which the guest cannot go on.
@@ -416,7 +425,7 @@ impl SideProcesses {
             while !entry.serves() {
                 if let Some(status) = entry.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
                     return Err(SideProcessError::Ended {
-                        name: describe(&entry.process),
+                        name: entry.process.description(),
                         program: entry.program.clone(),
                         status,
                         socket: entry.socket.clone(),
@@ -424,7 +433,7 @@ impl SideProcesses {
                 }
                 if Instant::now() > end {
                     return Err(SideProcessError::TooSlow {
-                        name: describe(&entry.process),
+                        name: entry.process.description(),
                         program: entry.program.clone(),
                         socket: entry.socket.clone(),
                     });
@@ -454,10 +463,24 @@ impl Drop for SideProcesses {
     }
 }
 
+/// Removes a socket that a process of an earlier run has left behind, and the record beside it. Leaves those that a process
+/// serves now.
+///
+/// # Errors
+/// Returns [`SocketError`].
+pub(crate) fn remove_left_over(socket: &Path) -> Result<(), SocketError> {
+    remove_stale(socket)?;
+    let removed = command_place(socket).and_then(|place| place.remove());
+    removed.map_err(|source| SocketError::File { path: socket.to_owned(), source })
+}
+
 impl Entry {
     fn spawn(&mut self) -> Result<(), SideProcessError> {
-        let failed =
-            |source| SideProcessError::Start { name: describe(&self.process), program: self.program.clone(), source };
+        let failed = |source| SideProcessError::Start {
+            name: self.process.description(),
+            program: self.program.clone(),
+            source,
+        };
         let mut command = Command::new(&self.program);
         let (private, mut arguments) = self.private_socket().map_err(failed)?;
         let shared = shared_directory(&self.process, &self.working_directory).map_err(failed)?;
@@ -580,7 +603,7 @@ impl Entry {
                 command_place(self.socket.as_path())?.replace(&text, mode, None)
             });
         written.map_err(|source| SideProcessError::Command {
-            name: describe(&self.process),
+            name: self.process.description(),
             path: self.socket.as_path().to_owned(),
             source,
         })
@@ -593,7 +616,7 @@ impl Entry {
         if self.process.on_exit == OnExit::Report {
             // Without an error it has ended because the hypervisor has.
             if !status.success() {
-                let failure = format!("{} ended with {status}", describe(&self.process));
+                let failure = format!("{} ended with {status}", self.process.description());
                 let effect = if self.process.kind == SideProcessKind::ShareView {
                     "no path can be added to it, and the guest may be unable to read it"
                 } else {
@@ -613,7 +636,7 @@ impl Entry {
         }
         events.push(format!(
             "{} ended with {status}; starting it again in {} ms",
-            describe(&self.process),
+            self.process.description(),
             self.delay.as_millis()
         ));
         self.start_later();
@@ -635,16 +658,6 @@ fn show_to(command: &mut Command, directory: &Directory) -> io::Result<PathBuf> 
             Ok(descriptor_path(directory))
         }
         Err(error) => Err(error),
-    }
-}
-
-fn describe(process: &SideProcess) -> String {
-    match process.kind {
-        SideProcessKind::Virtiofsd => format!("the virtiofs daemon of share `{}`", process.name),
-        SideProcessKind::Passt => format!("passt for interface `{}`", process.name),
-        SideProcessKind::ShareView => format!("the view of share `{}`", process.name),
-        SideProcessKind::StoreDisk => format!("the server of the store disk of `{}`", process.name),
-        SideProcessKind::CrosvmGpu => format!("the graphics card of `{}`", process.name),
     }
 }
 

@@ -5,15 +5,14 @@ mod format;
 mod grow;
 mod lock;
 mod loop_device;
-mod own_files;
 mod same_file;
 
 pub use copy::{Copied, CopyError, CopyOwner, copy};
 pub use format::check_format;
 pub use grow::{GrowError, Grown, grow};
 pub use lock::{ImageLock, LockHolder, LockRequest, LockTime, VolumeLock, inspect_locks, lock_created, lock_volumes};
-pub(crate) use lock::{ImageNumber, LOCK_DIRECTORY_MODE, LOCK_ENDING, require_no_loop_user};
-pub use own_files::{own_files_in_use, require_free_name, require_no_own_file};
+pub(crate) use lock::{ImageNumber, LOCK_DIRECTORY_MODE, require_no_loop_user};
+pub(crate) use same_file::file_at;
 pub use same_file::{SameFile, same_files};
 pub use volume_maker::{FoundFileSystem, file_system};
 
@@ -124,24 +123,6 @@ pub enum VolumeError {
         path: HostPath,
         /// The loop device.
         device: PathBuf,
-    },
-    /// It is a file of the machine that something else reads or replaces.
-    #[error("volume {path} is the file {own}, {role}; choose another name")]
-    OwnFile {
-        /// The image.
-        path: HostPath,
-        /// The file.
-        own: HostPath,
-        /// What the file is for.
-        role: String,
-    },
-    /// It is in the directory of the suspended machine.
-    #[error("volume {path} is in {directory}, which is deleted when the machine resumes; choose another directory")]
-    Deleted {
-        /// The image.
-        path: HostPath,
-        /// The directory.
-        directory: HostPath,
     },
     /// The lock file cannot be used.
     #[error("volume {path} cannot be locked: {}: {source}{}", .lock.display(), owner_remedy(.path, .lock, .source))]

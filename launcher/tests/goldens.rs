@@ -7,6 +7,7 @@
 use launcher::facts::HostFacts;
 use launcher::hypervisor::lower;
 use launcher::launch::Launch;
+use launcher::own_files::own_files_in_use;
 use launcher::path::HostPath;
 use launcher::spec::{Hypervisor, parse::parse};
 use launcher::validate::check;
@@ -42,6 +43,8 @@ fn outcome(name: &str, hypervisor: Hypervisor) -> (&'static str, String) {
             let text = serde_json::to_string_pretty(&launch).expect("JSON");
             let read: Launch = serde_json::from_str(&text).expect("a launch");
             assert_eq!(read, launch, "a launch survives a round trip through JSON");
+            let twice: Vec<_> = own_files_in_use(&launch, None).iter().map(ToString::to_string).collect();
+            assert!(twice.is_empty(), "{name} under {hypervisor}: {twice:?}");
             ("json", text + "\n")
         }
         Err(refusals) => ("refused", format!("{refusals}\n{}\n", refusals.hint())),

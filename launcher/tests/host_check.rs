@@ -11,6 +11,8 @@ use std::process::Command;
 
 #[path = "host_check/namespaces.rs"]
 mod namespaces;
+#[path = "host_check/own_files.rs"]
+mod own_files;
 
 /// A machine whose hypervisor is a program that does nothing.
 struct Host {
@@ -537,53 +539,6 @@ fn a_volume_that_is_too_small_for_its_file_system_is_reported_before_the_start()
         let (succeeded, printed) = host.say(&["check", "--host"], volume(json!({"fsType": "ext4", "size": 1})));
         assert!(succeeded, "{printed}");
     }
-}
-
-#[test]
-fn a_volume_that_is_a_file_of_its_machine_under_another_name_is_refused_and_unchanged() {
-    let host = Host::new();
-    fs::write(host.path("flake"), "github:some/flake").unwrap();
-    std::os::unix::fs::symlink("flake", host.path("link")).unwrap();
-    let before = fs::read(host.path("bzImage")).unwrap();
-    let absolute = |name: &str| host.path(name).to_str().unwrap().to_owned();
-    for (image, own) in [
-        (absolute("flake"), "flake"),
-        ("x/../flake".to_owned(), "flake"),
-        ("link".to_owned(), "flake"),
-        // It does not exist yet.
-        (absolute("microvm.log"), "microvm.log"),
-        (format!("{}/./booted", host.path("").display()), "booted"),
-        (absolute("bzImage"), "bzImage"),
-        ("x/../bzImage".to_owned(), "bzImage"),
-    ] {
-        let fields = json!({"volumes": [{"image": image, "size": 1, "fsType": "ext4"}]});
-        for command in [["check", "--host"].as_slice(), &["volumes"], &["run"]] {
-            let (succeeded, printed) = host.say(command, fields.clone());
-            let expected = format!("is the file {own}, ");
-            assert!(!succeeded && printed.contains(&expected), "{command:?} {image}: {printed}");
-        }
-    }
-    assert_eq!(fs::read_to_string(host.path("flake")).unwrap(), "github:some/flake");
-    assert_eq!(fs::read(host.path("bzImage")).unwrap(), before);
-    assert!(!host.path("microvm.log").exists() && !host.path("booted").exists());
-    // `resume` deletes the directory of the suspended machine with everything in it.
-    fs::create_dir(host.path("web.suspended")).unwrap();
-    std::os::unix::fs::symlink("web.suspended", host.path("state")).unwrap();
-    for image in [absolute("web.suspended/var.img"), "state/a/var.img".to_owned(), "web.suspended/var.img".to_owned()] {
-        let fields = json!({"volumes": [{"image": image, "size": 1, "fsType": "ext4"}]});
-        for command in [["check", "--host"].as_slice(), &["volumes"], &["run"]] {
-            let (succeeded, printed) = host.say(command, fields.clone());
-            let expected = "which is deleted when the machine resumes";
-            assert!(!succeeded && printed.contains(expected), "{command:?} {image}: {printed}");
-        }
-    }
-    assert_eq!(fs::read_dir(host.path("web.suspended")).unwrap().count(), 0);
-    // The state directory of another machine is another directory.
-    let other = tempfile::tempdir().unwrap();
-    let image = other.path().join("flake").to_str().unwrap().to_owned();
-    let (succeeded, printed) =
-        host.say(&["check", "--host"], json!({"volumes": [{"image": image, "size": 1, "fsType": "ext4"}]}));
-    assert!(succeeded, "{printed}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use launcher::facts::HostFacts;
 use launcher::host::{CheckTime, missing};
 use launcher::hypervisor::{lower, runs_on};
 use launcher::launch::Launch;
+use launcher::own_files::own_files_in_use;
 use launcher::refusal::names;
 use launcher::run::{Lowered, refusals};
 use launcher::spec::{Hypervisor, MachineSpec, parse::parse};
@@ -56,7 +57,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         if arguments.host {
             check_on_host(&spec, &machine, &arguments.overrides, &mut report)?;
         } else {
-            check_on_hypervisor(&machine, &assumed, &mut report);
+            check_on_assumed_host(&machine, &assumed, &mut report);
         }
         checked.push(machine);
     }
@@ -111,6 +112,15 @@ fn check_file(
             Ok(None)
         }
     }
+}
+
+/// Like [`check_on_hypervisor`], and compares the machine's files, as far as they are known without its runtime directory.
+fn check_on_assumed_host(machine: &CheckedSpec, assumed: &HostFacts, report: &mut Report) {
+    let Some(launch) = check_on_hypervisor(machine, assumed, report) else { return };
+    report.problems.extend(own_files_in_use(&launch, None).into_iter().map(|error| Finding {
+        text: format!("{}: {error}", launch.name),
+        parts: json!({"machine": launch.name, "option": error.option, "reason": error.reason}),
+    }));
 }
 
 /// Like [`check_on_hypervisor`], but with the facts of this host, and also reports what the host lacks and what `run` would

@@ -5,12 +5,13 @@ use super::spec_file::{Overrides, read};
 use launcher::imperative::{Layout, MachineName};
 use launcher::interruption::Interruption;
 use launcher::launch::{Access, Launch, VolumeNeed};
+use launcher::own_files::{require_free_name, require_no_own_file};
 use launcher::spec::MachineSpec;
 use launcher::state::RuntimeDirectory;
 use launcher::suspend::is_suspended;
 use launcher::volumes::{
     Copied, CopyError, CopyOwner, GrowError, Grown, ImageLock, LockRequest, LockTime, VolumeError, VolumeLock, copy,
-    grow, lock_volumes, require_free_name, require_no_own_file,
+    grow, lock_volumes,
 };
 use program::failure::Failure;
 use program::output::message;
@@ -111,7 +112,7 @@ impl Target {
         let (spec, overrides) = self.spec()?;
         let interruption = watch_signals()?;
         let launch = launch_of(&spec, &overrides, &runtime, &interruption)?;
-        require_no_own_file(&launch).map_err(failed)?;
+        require_no_own_file(&launch, &runtime).map_err(failed)?;
         let is_meant = |need: &&VolumeNeed| {
             let file_name = need.image.as_path().file_name().and_then(|name| name.to_str());
             let names = [Some(need.image.as_str()), file_name, need.mount_point.as_deref(), need.label.as_deref()];

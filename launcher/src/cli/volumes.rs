@@ -2,8 +2,9 @@
 
 use super::machine::{failed, launch_of, watch_signals};
 use super::spec_file::{SpecArguments, read};
+use launcher::own_files::require_no_own_file;
 use launcher::state::RuntimeDirectory;
-use launcher::volumes::{VolumeError, VolumeState, make_ready, require_no_own_file};
+use launcher::volumes::{VolumeError, VolumeState, make_ready};
 use program::failure::Failure;
 use program::output::print;
 use program::user::Identity;
@@ -26,7 +27,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     overrides.require_state_directory()?;
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
     let launch = launch_of(&spec, overrides, &runtime, &interruption)?;
-    require_no_own_file(&launch).map_err(failed)?;
+    require_no_own_file(&launch, &runtime).map_err(failed)?;
     let identity = launch.user.as_deref().map(Identity::of).transpose().map_err(failed)?;
     let identity = identity.filter(|_| nix::unistd::geteuid().is_root());
     let (mut done, mut problems) = (Vec::new(), Vec::new());

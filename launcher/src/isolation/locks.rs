@@ -2,8 +2,8 @@
 //! contains only the lock files of its own volumes, so that it cannot lock another machine's volumes.
 
 use super::IsolationError;
-use crate::launch::{Access, VolumeNeed};
-use crate::volumes::{ImageNumber, LOCK_DIRECTORY_MODE, LOCK_ENDING, require_no_loop_user};
+use crate::launch::{Access, LOCK_ENDING, VolumeNeed};
+use crate::volumes::{ImageNumber, LOCK_DIRECTORY_MODE, require_no_loop_user};
 use nix::errno::Errno;
 use nix::libc::{S_IFBLK, S_IFMT};
 use program::place::Place;

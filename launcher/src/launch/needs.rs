@@ -275,6 +275,17 @@ pub struct SideProcess {
 }
 
 impl SideProcess {
+    /// Returns what messages call the process.
+    pub fn description(&self) -> String {
+        match self.kind {
+            SideProcessKind::Virtiofsd => format!("the virtiofs daemon of share `{}`", self.name),
+            SideProcessKind::Passt => format!("passt for interface `{}`", self.name),
+            SideProcessKind::ShareView => format!("the view of share `{}`", self.name),
+            SideProcessKind::StoreDisk => format!("the server of the store disk of `{}`", self.name),
+            SideProcessKind::CrosvmGpu => format!("the graphics card of `{}`", self.name),
+        }
+    }
+
     /// Returns the arguments of the command that is run. A process with a view is run by the launcher's `serve-view`, which
     /// makes the view.
     pub fn all_arguments(&self) -> Vec<String> {

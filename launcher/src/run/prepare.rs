@@ -9,6 +9,7 @@ use crate::interruption::{ChildError, Interruption};
 use crate::isolation;
 use crate::launch::{Launch, VolumeNeed};
 use crate::network::{self, CreatedInterfaces, macvtap};
+use crate::own_files::require_no_own_file;
 use crate::path::HostPath;
 use crate::programs::{find_program, find_program_of_machine};
 use crate::readiness::ServiceManager;
@@ -123,6 +124,8 @@ impl Prepared {
         let identity = launch.user.as_deref().map(Identity::of).transpose()?;
         let identity = identity.filter(|_| nix::unistd::geteuid().is_root());
         let preparation = Preparation { launch, interruption, identity: identity.as_ref() };
+        let runtime = lock.runtime();
+        require_no_own_file(launch, &runtime)?;
         preparation.make_directories()?;
         preparation.run_pre_start()?;
         let mut problems = missing(launch, CheckTime::Start);
@@ -130,10 +133,10 @@ impl Prepared {
         if !problems.is_empty() {
             return Err(RunError::Missing(problems));
         }
-        let runtime = lock.runtime();
+        // The commands may have made links.
+        require_no_own_file(launch, &runtime)?;
         vsock::require_free(launch, &runtime)?;
         let time = if lock.request().is_incoming { LockTime::Later } else { LockTime::Now };
-        volumes::require_no_own_file(launch)?;
         let request = LockRequest { time, ..lock_request(launch, &runtime, identity.as_ref()) };
         let wait = Duration::from_secs(lock.request().lock_wait_seconds);
         let mut locks = preparation.lock_volumes(request, wait, message)?;

@@ -9,6 +9,7 @@ use crate::host::HostProblem;
 use crate::isolation::is_confined;
 use crate::launch::{Launch, NotificationSocket};
 use crate::network;
+use crate::own_files::own_files_in_use;
 use crate::path::HostPath;
 use crate::programs::find_program_of_machine;
 use crate::readiness::check_notification_port;
@@ -18,7 +19,7 @@ use crate::sockets::require_stale;
 use crate::stamp::{Stamp, StampInputs};
 use crate::state::RuntimeDirectory;
 use crate::suspend::{Resumption, StartingGuest, SuspendError, require_own_macs};
-use crate::volumes::{VolumeError, check_format, check_size, inspect_locks, own_files_in_use};
+use crate::volumes::{VolumeError, check_format, check_size, inspect_locks};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
 use nix::sys::statvfs::fstatvfs;
@@ -161,8 +162,10 @@ impl Refusals<'_> {
     fn check_disks(&mut self, runtime: &RuntimeDirectory) {
         let launch = self.launch;
         let request = lock_request(launch, runtime, self.identity);
-        for (index, error) in own_files_in_use(launch).into_iter().chain(inspect_locks(&launch.needs.volumes, request))
-        {
+        for error in own_files_in_use(launch, Some(runtime)) {
+            self.add(&error.option, error.reason);
+        }
+        for (index, error) in inspect_locks(&launch.needs.volumes, request) {
             self.add(&format!("volumes[{index}].image"), error.to_string());
         }
         for (index, volume) in launch.needs.volumes.iter().enumerate() {

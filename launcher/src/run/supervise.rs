@@ -17,7 +17,7 @@ use crate::network::CreatedInterfaces;
 use crate::readiness::{GuestListener, GuestMessage, ServiceManager};
 use crate::shutdown::{StopTarget, stop};
 use crate::side_processes::SideProcesses;
-use crate::state::{MachineState, ProcessIdentity, RunningMachine, StateError, unix_seconds};
+use crate::state::{CONSOLE_SOCKET, MachineState, ProcessIdentity, RunningMachine, StateError, unix_seconds};
 use crate::suspend::is_suspended;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
@@ -206,7 +206,7 @@ impl Supervisor<'_> {
     fn console_path(&self) -> std::path::PathBuf {
         match &self.launch.console.socket {
             Some(path) => path.below(&self.launch.working_directory).as_path().to_owned(),
-            None => self.state.file("console.sock"),
+            None => self.state.file(CONSOLE_SOCKET),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::SOCKET_POLL_INTERVAL;
 use crate::interruption::{Interrupted, Interruption};
-use crate::launch::SideProcess;
+use crate::launch::{RECORD_ENDING, SideProcess};
 use crate::path::HostPath;
 use crate::sockets::is_served;
 use program::place::Place;
@@ -67,5 +67,5 @@ pub(super) fn is_proven(
 }
 
 pub(super) fn command_place(socket: &Path) -> io::Result<Place> {
-    Place::nofollow(socket)?.sibling(".command")
+    Place::nofollow(socket)?.sibling(RECORD_ENDING)
 }

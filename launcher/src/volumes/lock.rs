@@ -21,7 +21,7 @@
 use super::loop_device::{LoopDevice, devices_of, open_shown_file};
 use super::same_file::{File as SameFile, file_at};
 use super::{DIRECTORY_MODE, VOLUME_MODE, VolumeError};
-use crate::launch::{Access, VolumeNeed};
+use crate::launch::{Access, LOCK_ENDING, VolumeNeed};
 use crate::path::HostPath;
 use crate::state::RuntimeDirectory;
 use nix::errno::Errno;
@@ -42,8 +42,6 @@ use std::path::{Path, PathBuf};
 
 /// The directory in the runtime directory with locks by number. The dot distinguishes it from all machine names.
 const LOCK_DIRECTORY: &str = ".volume-locks";
-/// The ending of the lock file next to an image.
-pub(crate) const LOCK_ENDING: &str = ".lock";
 /// Machines of different users create lock files there.
 pub(crate) const LOCK_DIRECTORY_MODE: u32 = 0o1777;
 /// Errors with which a reader continues without a lock.

@@ -2,7 +2,7 @@
 
 use super::loop_device::{Shown, shown_by};
 use crate::path::HostPath;
-use crate::validate::{CheckedSpec, Disk};
+use crate::validate::{CheckedSpec, Disk, DiskRole};
 use nix::libc::{S_IFBLK, S_IFMT};
 use nix::sys::stat::stat;
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ impl fmt::Display for SameFile {
 
 /// The identity of a file. A loop device has that of the file that it shows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum File {
+pub(crate) enum File {
     /// Device and inode.
     Inode(u64, u64),
     /// The number of a block device, regardless of which node names it.
@@ -65,7 +65,9 @@ fn clash((first, one): &(&CheckedSpec, &Disk), (second, other): &(&CheckedSpec, 
     let is_one_machine = std::ptr::eq(*first, *second);
     let is_shared = is_one_machine || (one.image.is_absolute() && other.image.is_absolute());
     let is_spelt_alike = plain(&one.image) == plain(&other.image);
-    if !is_shared || is_spelt_alike || (one.read_only && other.read_only) {
+    // The check of the files of a machine finds a volume that is its store disk.
+    let is_store_disk = is_one_machine && [one, other].iter().any(|disk| disk.role == DiskRole::Store);
+    if !is_shared || is_spelt_alike || is_store_disk || (one.read_only && other.read_only) {
         return None;
     }
     let machine = if is_one_machine { first.name.clone() } else { format!("{}, {}", first.name, second.name) };
@@ -81,7 +83,7 @@ fn plain(path: &HostPath) -> &str {
 }
 
 /// Returns the identity of the file at a path.
-pub(super) fn file_at(path: &Path) -> File {
+pub(crate) fn file_at(path: &Path) -> File {
     let (mut there, mut missing) = (PathBuf::new(), Vec::new());
     for part in path.components() {
         match part {
