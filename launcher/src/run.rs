@@ -27,7 +27,7 @@ use crate::programs::NotInstalled;
 use crate::readiness::ReadinessError;
 use crate::share_view::ViewError;
 use crate::side_processes::SideProcessError;
-use crate::sockets::SocketError;
+use crate::sockets::{SocketError, remove_stale};
 use crate::spec::MachineSpec;
 use crate::stamp::{BorrowedIdentity, Stamp, StampInputs};
 use crate::state::{MachineState, RuntimeDirectory, StartLock, StartRequest, StateError};
@@ -50,7 +50,7 @@ use std::io;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-pub use clean_up::{clean_up_after, clean_up_stopped};
+pub use clean_up::{LeftOvers, clean_up_after, clean_up_stopped};
 pub use prepare::Prepared;
 pub use refusals::refusals;
 
@@ -400,6 +400,10 @@ fn run_locked(
             let messages = messages.clone();
             let supervisor = supervise::Supervisor { launch, state, stop_timeout, interruption, messages };
             let ended = supervisor.run(prepared, incoming);
+            for socket in launch.needs.sockets_to_clear() {
+                // A hypervisor that was killed leaves them. If this fails, the next start removes them, or reports the error.
+                let _ = remove_stale(socket.below(&launch.working_directory).as_path());
+            }
             state.clear_running();
             drop(held);
             ended

@@ -2,13 +2,15 @@
 //! starts it.
 
 use super::machine::{failed, watch_signals};
-use launcher::run::clean_up_after;
+use launcher::path::HostPath;
+use launcher::run::{LeftOvers, clean_up_after};
 use launcher::state::{ProcessIdentity, RuntimeDirectory};
 use program::child::{OnParentDeath, prepare};
 use program::failure::Failure;
 use std::process::Command;
 
-/// Wait until a machine has ended, then remove the network interfaces that were created for it and end its side processes
+/// Wait until a machine has ended, then end its side processes and remove its sockets and the network interfaces that were
+/// created for it
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// The machine's name
@@ -20,13 +22,21 @@ pub(crate) struct Arguments {
     /// Continue in a separate process
     #[arg(long)]
     detach: bool,
+    /// The machine's state directory
+    #[arg(long, value_name = "DIR")]
+    state_dir: String,
+    /// A socket of the hypervisor
+    #[arg(long = "socket")]
+    sockets: Vec<String>,
+    /// A socket of a side process
+    #[arg(long, value_name = "SOCKET")]
+    served: Vec<String>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.detach {
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-        command.args(["clean-up-after", &arguments.machine]);
-        command.args(arguments.processes.iter().map(ToString::to_string));
+        command.args(std::env::args_os().skip(1).filter(|argument| argument != "--detach"));
         prepare(&mut command, OnParentDeath::Continue, None);
         return command.spawn().map(|_| ()).map_err(failed);
     }
@@ -39,5 +49,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     });
     let processes: Vec<_> = pairs.collect();
     let runtime = RuntimeDirectory::locate().map_err(failed)?;
-    clean_up_after(&runtime, &arguments.machine, &processes, &held_back).map_err(failed)
+    let paths = |paths: &[String]| paths.iter().map(HostPath::new).collect();
+    let left = LeftOvers {
+        directory: HostPath::new(&arguments.state_dir),
+        sockets: paths(&arguments.sockets),
+        served: paths(&arguments.served),
+    };
+    clean_up_after(&runtime, &arguments.machine, &processes, &left, &held_back).map_err(failed)
 }

@@ -74,11 +74,8 @@ fn exec(
 ) -> RunError {
     let program = prepared.program.display().to_string();
     let failed = |source| RunError::Start { program: program.clone(), source };
-    let side_processes = prepared.side_processes.identities();
-    if (!prepared.interfaces.interfaces().is_empty() || !side_processes.is_empty())
-        && let Err(source) = clean_up_later(state, hypervisor, &side_processes)
-    {
-        return RunError::System { action: "starting the process that removes the network interfaces", source };
+    if let Err(source) = clean_up_later(state, hypervisor, launch, &prepared.side_processes) {
+        return RunError::System { action: "starting the process that cleans up after the hypervisor", source };
     }
     if let Some(identity) = &prepared.identity
         && let Err(source) = identity.become_user()
@@ -95,7 +92,7 @@ fn exec(
     if let Err(source) = context.interruption.restore_mask() {
         return failed(source);
     }
-    let has_children = !prepared.interfaces.interfaces().is_empty() || !side_processes.is_empty();
+    let has_children = !prepared.interfaces.interfaces().is_empty() || !prepared.side_processes.is_empty();
     if launch.hypervisor == Hypervisor::Crosvm
         && has_children
         && let Err(errno) = leave_process_group()

@@ -23,7 +23,7 @@ fn numbers_that_are_none_or_out_of_range_are_refused_with_what_they_must_be() {
         ),
         (&["vsock-connect", "3"], &[], &["4294967296", TWO_TO_64]),
         (&["register", "--leader"], &["machine.json"], &[NEGATIVE, "4294967296", TWO_TO_64]),
-        (&["clean-up-after", "web"], &["5"], &[TWO_TO_64]),
+        (&["clean-up-after", "--state-dir", "/", "web"], &["5"], &[TWO_TO_64]),
     ];
     for (before, after, refused) in &options {
         for number in NOT_NUMBERS.iter().chain(*refused) {

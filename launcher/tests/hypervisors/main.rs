@@ -10,6 +10,7 @@
 mod clones;
 mod cluster_agent;
 mod failures;
+mod left_over;
 mod lifecycle;
 mod linux;
 mod live_store;
