@@ -19,7 +19,8 @@ if [ "$(cat "$dir/made-from" 2>/dev/null)" != "$(sha256sum <"$0")" ]; then
   for program in mksquashfs unsquashfs gensquashfs mkfs.erofs; do
     cat >"$new/bin/$program" <<END
 #!/bin/sh
-exec $dir/root/usr/lib64/ld-linux-x86-64.so.2 --library-path $dir/root/usr/lib/x86_64-linux-gnu $dir/root/usr/bin/$program "\$@"
+usr=\$(dirname "\$(realpath "\$0")")/../root/usr
+exec "\$usr/lib64/ld-linux-x86-64.so.2" --library-path "\$usr/lib/x86_64-linux-gnu" "\$usr/bin/$program" "\$@"
 END
     chmod +x "$new/bin/$program"
     [ -x "$new/root/usr/bin/$program" ] || { echo "error: no $program in Debian sid's packages" >&2; exit 1; }

@@ -135,6 +135,7 @@ fn measure_store(name: &str, extent: &Extent, programs: &Programs) -> Result<Sto
     let mut environment = Environment { tree: &mut tree, programs, scratch: scratch.path() };
     let mut all = vec![comparisons::defaults(), comparisons::filling(scratch.path())];
     all.extend(comparisons::LEVELS.map(comparisons::same_level));
+    all.push(comparisons::from_disk());
     all.push(comparisons::rebuild(scratch.path(), &image));
     // It repeats a part of `rebuild`, so it runs only if it is asked for.
     if extent.only.iter().any(|part| part == "one path changed") {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, file};
 use crate::measure::{self, Cost};
+use crate::mount::drop_caches;
 use crate::store_tree::{Revision, StoreTree};
 use crate::tool::{Programs, Tool};
 use crate::{message, reading};
@@ -16,6 +17,8 @@ use crate::{message, reading};
 pub enum Preparation {
     /// Its output and its cache are empty.
     Nothing,
+    /// The same, and the kernel has nothing of the store in memory. Needs root.
+    NothingInMemory,
     /// The first closure was built into the cache; then one store path changed. There is no output.
     OnePathChanged,
     /// The same build ran before.
@@ -138,7 +141,7 @@ impl Environment<'_> {
         self.prepare(candidate, &output)?;
         let mut command = candidate.tool.command(self.programs, self.tree, &output);
         self.settle(candidate)?;
-        if candidate.preparation != Preparation::Nothing {
+        if !matches!(candidate.preparation, Preparation::Nothing | Preparation::NothingInMemory) {
             // Rebuilds take less than a second, and part of that can be the host of a virtual machine providing memory:
             // run twice in a row and count only the second time.
             measure::run(&mut command)?;
@@ -174,8 +177,7 @@ impl Environment<'_> {
     fn prepare(&mut self, candidate: &Candidate, output: &Path) -> Result<(), Error> {
         let once = |tree: &StoreTree| measure::run(&mut candidate.tool.command(self.programs, tree, output)).map(drop);
         match (candidate.preparation, candidate.tool.cache_directory()) {
-            (Preparation::Nothing, Some(cache)) => remove_tree(cache),
-            (Preparation::Nothing, None) => Ok(()),
+            (Preparation::Nothing | Preparation::NothingInMemory, cache) => cache.map_or(Ok(()), remove_tree),
             (Preparation::OnePathChanged, Some(cache)) => {
                 // A copy of the cache after the first closure is kept. Entries never change, so each
                 // round starts with links to them.
@@ -206,9 +208,12 @@ impl Environment<'_> {
         Ok(())
     }
 
-    /// Gives every run the same start: written data is on the disk, and data to read is in memory.
+    /// Gives every run the same start: written data is on the disk, and data to read is in memory, or none is.
     fn settle(&self, candidate: &Candidate) -> Result<(), Error> {
         nix::unistd::sync();
+        if candidate.preparation == Preparation::NothingInMemory {
+            return drop_caches();
+        }
         warm(self.tree)?;
         for directory in candidate.tool.cache_directory().into_iter().filter(|directory| directory.exists()) {
             let files = reading::list(directory).map_err(file("list", directory))?;

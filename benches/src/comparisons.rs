@@ -65,6 +65,14 @@ pub fn same_level(level: u32) -> Comparison {
     }
 }
 
+/// The comparison at the lowest level of [`LEVELS`], of a store that the kernel must read from the disk.
+#[must_use]
+pub fn from_disk() -> Comparison {
+    let Comparison { title, candidates } = same_level(LEVELS[0]);
+    let from_disk = |candidate| Candidate { preparation: Preparation::NothingInMemory, ..candidate };
+    Comparison { title: format!("{title}, not in memory"), candidates: candidates.into_iter().map(from_disk).collect() }
+}
+
 /// Returns the comparison of builds after one store path of 3 MB or nothing has changed, with copies of the image.
 /// `image` is any build of the closure with our defaults.
 #[must_use]
