@@ -7,7 +7,7 @@ use nix::libc::SYS_ftruncate;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, getppid};
 use rustix::fs::CWD;
@@ -69,6 +69,12 @@ pub fn deny_others(command: &mut Command) {
         umask(inherited | Mode::S_IRWXO);
         Ok(())
     });
+}
+
+/// Makes the command get an error, and not SIGPIPE, when it writes to a client that has left.
+pub fn ignore_broken_pipes(command: &mut Command) {
+    // std has restored the default before.
+    before_exec(command, || ignore_signal(Signal::SIGPIPE));
 }
 
 /// Makes a command inherit descriptors under their current numbers, whether it is spawned or replaces this process. All
@@ -148,11 +154,18 @@ fn clear_close_on_exec(descriptor: RawFd) -> io::Result<()> {
     Ok(())
 }
 
+#[expect(unsafe_code, reason = "nix has no safe way to ignore a signal")]
+fn ignore_signal(ignored: Signal) -> io::Result<()> {
+    // SAFETY: no handler is installed, and none was.
+    unsafe { signal(ignored, SigHandler::SigIgn) }?;
+    Ok(())
+}
+
 #[expect(unsafe_code, reason = "std has no safe way to set a child's signal mask, death signal or groups")]
 fn before_exec(command: &mut Command, set_up: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
     // SAFETY: only async-signal-safe functions may be called between fork and exec. `set_up` makes the system calls setgroups,
-    // setgid, setuid, prctl, seccomp, getppid, fcntl, umask, unshare, mount, move_mount and sigprocmask with values that were prepared before,
-    // and allocates nothing.
+    // setgid, setuid, prctl, seccomp, getppid, fcntl, umask, unshare, mount, move_mount, sigaction and sigprocmask with values
+    // that were prepared before, and allocates nothing.
     unsafe {
         command.pre_exec(set_up);
     }

@@ -2,6 +2,8 @@
 
 use super::{ControlError, Controller};
 use crate::sockets::look;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, setsockopt, socket,
     sockopt,
@@ -30,6 +32,22 @@ impl Connection {
     /// Shuts the connection down for writing.
     pub(super) fn finish_writing(&self) -> io::Result<()> {
         self.stream.shutdown(std::net::Shutdown::Write)
+    }
+
+    /// Waits for an answer or for the end of the connection, for at most this time. Fails after the deadline.
+    pub(super) fn is_readable_within(&self, longest: Duration) -> io::Result<bool> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(too_late());
+        }
+        // Rounded up, because a wait of 0 ms would be repeated until the deadline.
+        let timeout = left.min(longest) + Duration::from_millis(1);
+        let mut descriptors = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut descriptors, PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::EINTR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Writes a message, and passes a file descriptor with it.

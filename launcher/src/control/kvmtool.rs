@@ -1,7 +1,8 @@
 //! kvmtool's protocol: a header with type and length, little-endian, then the message (include/kvm/kvm-ipc.h).
 //!
-//! The server accepts one client per wake-up and can miss a second one that follows immediately, so a request without a
-//! response is retried.
+//! The server accepts one client each time one connects, however many wait: its epoll is edge-triggered. It then reads
+//! from that client until the client leaves or sends something else than messages (kvm-ipc.c). So a client that stayed for
+//! a while leaves others behind that wait in front of this one, and each further connection makes the server accept the next.
 
 use super::connection::Connection;
 use super::{ControlError, Controller};
@@ -16,31 +17,14 @@ const VMSTATE: u32 = 8;
 /// Bit 2 of `struct debug_cmd_params`: {type, cpu, key, padding}.
 const DEBUG_MAGIC_KEY: u32 = 4;
 
-const ATTEMPTS: u32 = 3;
-/// The time that the server needs to be ready for the next client.
-const RETRY_INTERVAL: Duration = Duration::from_millis(300);
+/// How long to wait for an answer before making the server accept the next client.
+const NEXT_CLIENT_AFTER: Duration = Duration::from_millis(300);
 
 /// Returns `running` or `paused`.
 pub(super) fn status(controller: &Controller) -> Result<String, ControlError> {
-    let mut outcome = Err(ControlError::Unsupported("not asked yet".to_owned()));
-    for attempt in 0..ATTEMPTS {
-        if attempt > 0 {
-            std::thread::sleep(RETRY_INTERVAL);
-        }
-        outcome = ask_state(controller);
-        if !matches!(outcome, Err(ControlError::NoAnswer { .. })) {
-            break;
-        }
-    }
-    outcome
-}
-
-fn ask_state(controller: &Controller) -> Result<String, ControlError> {
-    let controller = controller.clone().with_timeout(controller.timeout / ATTEMPTS);
-    let mut connection = Connection::open(&controller)?;
     let mut answer = [0; 4];
-    let outcome = connection.write_all(&message(VMSTATE, &[])).and_then(|()| connection.read_exact(&mut answer));
-    outcome.map_err(|source| controller.no_answer(source))?;
+    exchange(controller, &message(VMSTATE, &[]))
+        .and_then(|mut connection| connection.read_exact(&mut answer).map_err(|source| controller.no_answer(source)))?;
     match i32::from_le_bytes(answer) {
         0 => Ok("running".to_owned()),
         1 => Ok("paused".to_owned()),
@@ -68,21 +52,27 @@ pub(super) fn stop(controller: &Controller) -> Result<(), ControlError> {
 
 /// Sends a message that has no response: the server closes the connection once it has handled the message.
 fn send(controller: &Controller, kind: u32, content: &[u8]) -> Result<(), ControlError> {
-    let mut connection = Connection::open(controller)?;
+    let mut connection = exchange(controller, &message(kind, content))?;
     let mut answer = [0; 64];
-    let received = connection.write_all(&message(kind, content)).and_then(|()| {
-        connection.finish_writing()?;
-        connection.read(&mut answer)
-    });
-    match received {
-        Ok(0) => {}
-        Ok(count) => return Err(controller.unexpected_response(&String::from_utf8_lossy(&answer[..count]))),
+    match connection.read(&mut answer) {
+        Ok(0) => Ok(()),
+        Ok(count) => Err(controller.unexpected_response(&String::from_utf8_lossy(&answer[..count]))),
         // After a stop, the server may end before it has read everything.
-        Err(error) if kind == STOP && error.kind() == io::ErrorKind::ConnectionReset => {}
-        Err(source) => return Err(controller.no_answer(source)),
+        Err(error) if kind == STOP && error.kind() == io::ErrorKind::ConnectionReset => Ok(()),
+        Err(source) => Err(controller.no_answer(source)),
     }
-    std::thread::sleep(RETRY_INTERVAL);
-    Ok(())
+}
+
+/// Sends a message, and waits until the server has answered or closed the connection.
+fn exchange(controller: &Controller, message: &[u8]) -> Result<Connection, ControlError> {
+    let mut connection = Connection::open(controller)?;
+    let failed = |source| controller.no_answer(source);
+    connection.write_all(message).and_then(|()| connection.finish_writing()).map_err(failed)?;
+    while !connection.is_readable_within(NEXT_CLIENT_AFTER).map_err(failed)? {
+        // Fails if too many clients wait; the server then accepts them one after another.
+        let _ = Connection::open(&controller.clone().with_timeout(NEXT_CLIENT_AFTER));
+    }
+    Ok(connection)
 }
 
 fn message(kind: u32, content: &[u8]) -> Vec<u8> {

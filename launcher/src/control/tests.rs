@@ -2,6 +2,8 @@ use super::*;
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept, bind, listen, recv, send, socket,
 };
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -275,6 +277,38 @@ fn messages_to_kvmtool_are_in_its_format() {
             vec![1, 0, 0, 0, 4, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff],
         ]
     );
+}
+
+/// A server that accepts clients as kvmtool does. Returns the first message that it receives.
+fn kvmtool_server(listener: UnixListener) -> JoinHandle<Vec<u8>> {
+    let wakes = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(&wakes, &listener, epoll::EventData::new_u64(0), edge).unwrap();
+    std::thread::spawn(move || {
+        loop {
+            let mut events = Vec::with_capacity(1);
+            epoll::wait(&wakes, spare_capacity(&mut events), None).unwrap();
+            let mut message = Vec::new();
+            listener.accept().unwrap().0.read_to_end(&mut message).unwrap();
+            if !message.is_empty() {
+                return message;
+            }
+        }
+    })
+}
+
+#[test]
+fn a_request_to_kvmtool_is_handled_although_clients_that_gave_up_wait_in_front_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lkvm.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    for _ in 0..4 {
+        drop(UnixStream::connect(&path).unwrap());
+    }
+    let thread = kvmtool_server(listener);
+    let controller = controller(ControlProtocol::Kvmtool, &path).with_timeout(Duration::from_secs(120));
+    controller.request_shutdown(&GracefulStep::KvmtoolSysrq('s')).unwrap();
+    assert_eq!(thread.join().unwrap()[..4], [2, 0, 0, 0]);
 }
 
 #[test]

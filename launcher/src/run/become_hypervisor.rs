@@ -9,7 +9,7 @@ use crate::state::{MachineState, ProcessIdentity, RunningMachine, StateError, un
 use nix::fcntl::{FcntlArg, FdFlag, Flock, fcntl};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::unistd::{getpgrp, getpid, setpgid, tcgetpgrp, tcsetpgrp};
-use program::child::deny_others;
+use program::child::{deny_others, ignore_broken_pipes};
 use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -28,6 +28,10 @@ pub(super) fn command(launch: &Launch, prepared: &Prepared) -> Command {
         }
     }
     prepared.pass_descriptors(&mut command);
+    // It answers a client of its control socket that has given up, and would end with its guest (kvm-ipc.c).
+    if launch.hypervisor == Hypervisor::Kvmtool {
+        ignore_broken_pipes(&mut command);
+    }
     // Anyone who can connect to its control socket controls the guest.
     deny_others(&mut command);
     command

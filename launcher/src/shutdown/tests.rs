@@ -308,13 +308,22 @@ fn busy_hypervisor(protocol: ControlProtocol, path: &Path, busy_connections: usi
     }
     let listener = UnixListener::bind(path).unwrap();
     std::thread::spawn(move || {
-        let mut kept = Vec::new();
+        let mut buffer = [0; 4096];
+        if protocol == ControlProtocol::Kvmtool {
+            // Connections without a message only make the real one accept the next client.
+            let connections = listener.incoming().map(Result::unwrap);
+            let mut requests =
+                connections.filter_map(|mut stream| (stream.read(&mut buffer).unwrap() > 0).then_some(stream));
+            let _kept: Vec<_> = requests.by_ref().take(busy_connections).collect();
+            let answered = requests.next();
+            end();
+            drop(answered);
+            return;
+        }
         for _ in 0..busy_connections {
-            let connection = listener.accept().unwrap().0;
-            kept.extend((protocol == ControlProtocol::Kvmtool).then_some(connection));
+            drop(listener.accept().unwrap());
         }
         let (mut stream, _) = listener.accept().unwrap();
-        let mut buffer = [0; 4096];
         match protocol {
             ControlProtocol::Qmp => {
                 stream.write_all(b"{\"QMP\": {}}\n").unwrap();
@@ -323,10 +332,6 @@ fn busy_hypervisor(protocol: ControlProtocol, path: &Path, busy_connections: usi
                 assert!(stream.read(&mut buffer).unwrap() > 0);
                 end();
                 stream.write_all(b"{\"return\": {}}\n").unwrap();
-            }
-            ControlProtocol::Kvmtool => {
-                assert!(stream.read(&mut buffer).unwrap() > 0);
-                end();
             }
             _ => {
                 assert!(stream.read(&mut buffer).unwrap() > 0);

@@ -142,6 +142,34 @@ fn a_guest_shuts_down_although_another_client_is_connected_to_the_monitor() {
     assert_eq!(ProbeReport::parse(&running.end_well()).request.as_deref(), Some("power-button"));
 }
 
+#[test]
+fn a_guest_of_kvmtool_survives_clients_that_gave_up_and_shuts_down_although_another_one_was_served() {
+    let Some((machine, _)) = waiting_machine(Hypervisor::Kvmtool) else { return };
+    let mut running = machine.start(&["--supervise"]);
+    running.wait_for("waiting");
+    let socket = machine.launch().control.unwrap().path;
+    let connect = || UnixStream::connect(socket.as_path()).unwrap();
+    // kvmtool reads from this client until it leaves.
+    let served = connect();
+    // These ask for the state, and leave before there is an answer.
+    for _ in 0..3 {
+        connect().write_all(&[8, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+    }
+    let mut command = machine.microvm(&["stop", "web", "--timeout", "250"]);
+    let mut stop = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut reading = stop.stderr.take().unwrap();
+    let mut first_message = [0; 512];
+    let count = reading.read(&mut first_message).unwrap();
+    let first_message = String::from_utf8_lossy(&first_message[..count]);
+    assert!(first_message.contains("does not answer: no answer in time; asking again"), "{first_message}");
+    drop(served);
+    let mut rest = String::new();
+    reading.read_to_string(&mut rest).unwrap();
+    assert!(stop.wait().unwrap().success());
+    assert_eq!(rest.trim_start(), "web has shut down\n");
+    assert_eq!(ProbeReport::parse(&running.end_well()).request.as_deref(), Some("magic-key"));
+}
+
 /// Returns how often the threads of the process have waited and been woken.
 fn wake_ups(process: u32) -> u64 {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
