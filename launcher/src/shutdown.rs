@@ -206,29 +206,31 @@ impl Machine<'_> {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let request = &steps[index % steps.len()];
-            let pause =
-                match controller.clone().with_timeout(timeout.min(left).max(POLL_INTERVAL)).request_shutdown(request) {
-                    Ok(()) => {
-                        self.write_xon(request);
-                        (outcome, timeout) = (Guest::Asked, FIRST_TIMEOUT);
-                        index += 1;
-                        gap_after(steps, index - 1, left)
-                    }
-                    Err(_) if self.is_gone() => return Guest::ShutDown,
-                    // The hypervisor responds. It may accept another request, or this one later.
-                    Err(error @ (ControlError::Refused { .. } | ControlError::Unsupported(_))) => {
-                        problems.report(&error, message);
-                        index += 1;
-                        RETRY_AFTER
-                    }
-                    Err(error) => {
-                        problems.report(&error, message);
-                        timeout = timeout.saturating_mul(2).min(MAX_TIMEOUT);
-                        RETRY_AFTER
-                    }
-                };
+            let answer =
+                controller.clone().with_timeout(timeout.min(left).max(POLL_INTERVAL)).request_shutdown(request);
+            let pause = match &answer {
+                Ok(()) => {
+                    self.write_xon(request);
+                    (outcome, timeout) = (Guest::Asked, FIRST_TIMEOUT);
+                    index += 1;
+                    gap_after(steps, index - 1, left)
+                }
+                // The hypervisor responds. It may accept another request, or this one later.
+                Err(ControlError::Refused { .. } | ControlError::Unsupported(_)) => {
+                    index += 1;
+                    RETRY_AFTER
+                }
+                Err(_) => {
+                    timeout = timeout.saturating_mul(2).min(MAX_TIMEOUT);
+                    RETRY_AFTER
+                }
+            };
             if self.wait(pause.min(end.saturating_duration_since(Instant::now()))) {
                 return Guest::ShutDown;
+            }
+            // Only now, because the request also fails while the hypervisor ends.
+            if let Err(error) = &answer {
+                problems.report(error, message);
             }
             if Instant::now() >= end {
                 return outcome;
