@@ -42,6 +42,11 @@ impl HostPath {
         self.0.starts_with('/')
     }
 
+    /// Whether devices have such paths. /dev/shm is for files in memory.
+    pub fn is_device(&self) -> bool {
+        self.0.starts_with("/dev/") && !self.0.starts_with("/dev/shm/")
+    }
+
     /// Returns the path unchanged if it is absolute, otherwise joined to `directory`.
     #[must_use]
     pub fn below(&self, directory: &HostPath) -> HostPath {

@@ -27,10 +27,11 @@ use nix::fcntl::OFlag;
 use nix::sys::statvfs::fstatvfs;
 use nix::unistd::geteuid;
 use program::place::Place;
+use program::plural::counted;
 use program::user::Identity;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,8 @@ use volume_maker::{CommandOutput, CreateError, FileSystem, RunError, TooSmall, V
 const VOLUME_MODE: u32 = 0o600;
 /// The mode of a directory that is created for a volume.
 const DIRECTORY_MODE: u32 = 0o755;
+/// No file system is smaller.
+const SMALLEST_BYTES: u64 = 4096;
 
 /// Returns what makes a volume of another user usable for the user of this process, which is the machine's.
 fn owner_remedy(image: &HostPath, lock: &Path, error: &io::Error) -> String {
@@ -54,12 +57,24 @@ fn owner_remedy(image: &HostPath, lock: &Path, error: &io::Error) -> String {
     format!("; the machine runs as user {user}, so run as root: chown {user}:{group} {files}")
 }
 
+/// Returns why a volume that does not exist is not created, and the remedy.
+pub(crate) fn not_created(image: &HostPath) -> &'static str {
+    if image.is_device() {
+        "does not exist, and devices are not created: connect the device, or change `image`"
+    } else {
+        "does not exist, and `autoCreate` is off: create it or turn `autoCreate` on"
+    }
+}
+
 /// Why a volume is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
-    /// It does not exist, and `autoCreate` is off.
-    #[error("volume {0} does not exist, and `autoCreate` is off: create it or turn `autoCreate` on")]
-    Missing(HostPath),
+    /// It does not exist, and is not created.
+    #[error("volume {path} {}", not_created(.path))]
+    Missing {
+        /// The image.
+        path: HostPath,
+    },
     /// A file operation failed.
     #[error("volume {path}: {source}")]
     File {
@@ -85,9 +100,7 @@ pub enum VolumeError {
         source: CreateError,
     },
     /// The volume contains something else.
-    #[error(
-        "volume {path} contains {found}, but the machine spec says {wanted}: change the spec, or move the file away to get a new volume"
-    )]
+    #[error("volume {path} contains {found}, but the machine spec says {wanted}: change the spec, or {remedy}")]
     Other {
         /// The image.
         path: HostPath,
@@ -95,6 +108,23 @@ pub enum VolumeError {
         found: String,
         /// What the machine spec requires.
         wanted: String,
+        /// What to do if the spec is right.
+        remedy: &'static str,
+    },
+    /// The end of its file system is missing.
+    #[error(
+        "volume {path} has {bytes} bytes, but its {fs_type} has {needed_bytes}: its end is missing, for example because a copy \
+         was incomplete; restore it from a backup"
+    )]
+    Short {
+        /// The image.
+        path: HostPath,
+        /// Its length.
+        bytes: u64,
+        /// The file system in it.
+        fs_type: &'static str,
+        /// The length that the file system needs.
+        needed_bytes: u64,
     },
     /// Another machine uses it, and one of the two machines writes to it.
     #[error(
@@ -238,7 +268,7 @@ pub fn make_ready(
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(error)),
         }
-        let Some(creation) = &volume.creation else { return Err(VolumeError::Missing(volume.image.clone())) };
+        let Some(creation) = &volume.creation else { return Err(VolumeError::Missing { path: volume.image.clone() }) };
         match create(volume, creation, owner, interruption) {
             // Another process has created it in the meantime: check that one.
             Err(VolumeError::File { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
@@ -273,27 +303,55 @@ pub fn inspect(volume: &VolumeNeed) -> Result<(), VolumeError> {
 
 /// Checks the content: a volume that the launcher may create must be what it would create, and any other volume must be
 /// what the guest mounts.
-fn check_content(volume: &VolumeNeed, image: &File) -> Result<(), VolumeError> {
+fn check_content(volume: &VolumeNeed, mut image: &File) -> Result<(), VolumeError> {
     let failed = |source| VolumeError::File { path: volume.image.clone(), source };
+    let is_foreign = volume.creation.is_none() || image.metadata().map_err(failed)?.file_type().is_block_device();
+    let other = |found: String, wanted: String| {
+        let remedy = if is_foreign { "use another image" } else { "move the file away to get a new volume" };
+        VolumeError::Other { path: volume.image.clone(), found, wanted, remedy }
+    };
     if volume.image_type != ImageType::Raw {
         let (found, image_type) = format::describe(image).map_err(failed)?;
         if image_type == Some(volume.image_type) {
             return Ok(());
         }
-        let wanted = format!("a {} image", volume.image_type.as_str());
-        return Err(VolumeError::Other { path: volume.image.clone(), found: found.to_owned(), wanted });
+        return Err(other(found.to_owned(), format!("a {} image", volume.image_type.as_str())));
     }
     if volume.access != Access::ReadWrite && grow::is_half_grown(image).map_err(failed)? {
         return Err(VolumeError::HalfGrown(volume.image.clone()));
     }
     let found = file_system(image).map_err(failed)?;
+    // The metadata of a block device does not contain its length.
+    let bytes = image.seek(SeekFrom::End(0)).map_err(failed)?;
+    if volume.mount_point.is_some() && bytes < SMALLEST_BYTES {
+        return Err(other(format!("only {}", counted(bytes, "byte")), wanted(volume)));
+    }
     // A volume that the launcher does not create is checked only if the guest mounts it, and it may still be empty.
-    let is_foreign = volume.creation.is_none() || image.metadata().map_err(failed)?.file_type().is_block_device();
-    let is_anything_good = is_foreign && (volume.mount_point.is_none() || found.is_none());
-    if is_anything_good || matches(found.as_ref(), volume) {
+    if is_foreign && (volume.mount_point.is_none() || found.is_none()) {
         return Ok(());
     }
-    Err(VolumeError::Other { path: volume.image.clone(), found: describe(found.as_ref()), wanted: wanted(volume) })
+    if !matches(found.as_ref(), volume) {
+        return Err(other(describe(found.as_ref()), wanted(volume)));
+    }
+    match found {
+        Some(FoundFileSystem { fs_type, size_bytes: Some(needed_bytes), .. }) if bytes < needed_bytes => {
+            Err(VolumeError::Short { path: volume.image.clone(), bytes, fs_type, needed_bytes })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns what an existing volume contains: a file system, or something else that has a name. `image` must be absolute.
+///
+/// # Errors
+/// Returns [`VolumeError::File`].
+pub fn content(volume: &VolumeNeed) -> Result<Option<&'static str>, VolumeError> {
+    let failed = |source| VolumeError::File { path: volume.image.clone(), source };
+    let image = Place::of(volume.image.as_path()).and_then(|place| place.open(OFlag::O_RDONLY)).map_err(failed)?;
+    if volume.image_type != ImageType::Raw {
+        return Ok(Some(format::describe(&image).map_err(failed)?.0));
+    }
+    Ok(file_system(&image).map_err(failed)?.map(|found| found.fs_type))
 }
 
 fn matches(found: Option<&FoundFileSystem>, volume: &VolumeNeed) -> bool {
@@ -301,19 +359,18 @@ fn matches(found: Option<&FoundFileSystem>, volume: &VolumeNeed) -> bool {
         // Only file systems that the superblock reader recognises can be reported as wrong.
         None => !is_recognised(&volume.fs_type),
         Some(found) => {
-            let same_label = volume.label.as_ref().is_none_or(|label| *label == found.label);
-            found.is_of_type(&volume.fs_type) && same_label
+            let label = volume.label.as_ref().zip(found.label.as_ref());
+            found.is_of_type(&volume.fs_type) && label.is_none_or(|(wanted, found)| wanted == found)
         }
     }
 }
 
 fn describe(found: Option<&FoundFileSystem>) -> String {
-    match found {
-        None => "no known file system".to_owned(),
-        // Images, partition tables and the like have no labels.
-        Some(found) if found.fs_type.starts_with("a ") || found.fs_type.starts_with("an ") => found.fs_type.to_owned(),
-        Some(found) if found.label.is_empty() => format!("{} without a label", found.fs_type),
-        Some(found) => format!("{} with label `{}`", found.fs_type, found.label),
+    let Some(found) = found else { return "no known file system".to_owned() };
+    match found.label.as_deref() {
+        None => found.fs_type.to_owned(),
+        Some("") => format!("{} without a label", found.fs_type),
+        Some(label) => format!("{} with label `{label}`", found.fs_type),
     }
 }
 

@@ -13,6 +13,8 @@ use std::process::Command;
 mod namespaces;
 #[path = "host_check/own_files.rs"]
 mod own_files;
+#[path = "host_check/volume_content.rs"]
+mod volume_content;
 
 /// A machine whose hypervisor is a program that does nothing.
 struct Host {
@@ -81,145 +83,6 @@ fn is_root() -> bool {
         testing::missing("only root can become another user");
     }
     is_root
-}
-
-#[test]
-fn a_volume_with_another_file_system_is_reported_by_check_volumes_and_run() {
-    let host = Host::new();
-    let image = host.path("var.img");
-    fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
-    if !run("mkfs.xfs", &["-q", "-L", "state"], &image) {
-        return;
-    }
-    let volume = |extra: Value| {
-        let mut volume = json!({"image": "var.img", "mountPoint": "/var"});
-        volume.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        json!({"volumes": [volume]})
-    };
-    let expected = "contains xfs with label `state`, but the machine spec says ext4";
-    for extra in [json!({"autoCreate": false}), json!({"size": 320}), json!({"autoCreate": false, "readOnly": true})] {
-        for command in [["check", "--host"].as_slice(), &["volumes"], &["run"]] {
-            let (succeeded, printed) = host.say(command, volume(extra.clone()));
-            assert!(!succeeded && printed.contains(expected), "{command:?} {extra}: {printed}");
-        }
-    }
-    for extra in [json!({"autoCreate": false, "fsType": "xfs"}), json!({"autoCreate": false, "mountPoint": null})] {
-        let (succeeded, printed) = host.say(&["check", "--host"], volume(extra));
-        assert!(succeeded, "{printed}");
-    }
-    let (_, printed) = host.say(&["volumes"], volume(json!({"autoCreate": false, "fsType": "xfs", "label": "data"})));
-    assert!(
-        printed.contains("contains xfs with label `state`, but the machine spec says xfs with label `data`"),
-        "{printed}"
-    );
-}
-
-#[test]
-fn common_kinds_of_content_are_reported_by_name() {
-    let host = Host::new();
-    for (at, magic, name) in [
-        (0, b"QFI\xfb\0\0\0\x03".as_slice(), "a qcow2 image"),
-        (0, b"LUKS\xba\xbe", "LUKS"),
-        (536, b"LVM2 001", "LVM"),
-        (512, b"EFI PART", "a GPT partition table"),
-        (3, b"NTFS    ", "ntfs"),
-        (4086, b"SWAPSPACE2", "swap"),
-        (0x2_0000, &[0x0c, 0xb1, 0xba, 0, 0, 0, 0, 0], "zfs"),
-        (1024, &[0x10, 0x20, 0xf5, 0xf2], "f2fs"),
-        (0x8001, b"CD001", "iso9660"),
-        (0, b"QED\0", "a QED image"),
-        (0, b"WithouFreSpacExt", "a Parallels image"),
-    ] {
-        let mut content = vec![0; 1 << 20];
-        content[at..at + magic.len()].copy_from_slice(magic);
-        fs::write(host.path("var.img"), content).unwrap();
-        let printed = host.check(json!({"volumes": [{"image": "var.img", "autoCreate": false, "mountPoint": "/var"}]}));
-        assert!(
-            printed.contains(&format!("contains {name}")) && printed.contains(", but the machine spec says ext4"),
-            "{name}: {printed}"
-        );
-    }
-}
-
-#[test]
-fn a_block_device_with_another_file_system_is_not_reported_as_present() {
-    if !is_root() {
-        return;
-    }
-    let host = Host::new();
-    let image = host.path("disk");
-    fs::File::create(&image).unwrap().set_len(320 << 20).unwrap();
-    let attached = Command::new("losetup").args(["--find", "--show"]).arg(&image).output().unwrap();
-    if !attached.status.success() {
-        testing::missing(&format!("no loop device: {}", String::from_utf8_lossy(&attached.stderr)));
-        return;
-    }
-    let device = String::from_utf8(attached.stdout).unwrap().trim().to_owned();
-    let fields = json!({"volumes": [{"image": device, "mountPoint": "/var"}]});
-    let empty = host.say(&["volumes"], fields.clone());
-    let made = run("mkfs.xfs", &["-q"], Path::new(&device));
-    let (checked, listed) = (host.check(fields.clone()), host.say(&["volumes"], fields));
-    assert!(Command::new("losetup").args(["--detach", &device]).status().unwrap().success());
-    assert!(empty.0 && empty.1.contains("present"), "{}", empty.1);
-    let expected = "contains xfs without a label, but the machine spec says ext4";
-    assert!(!made || (checked.contains(expected) && listed.1.contains(expected)), "{checked}\n{}", listed.1);
-}
-
-#[test]
-fn an_image_of_another_format_or_an_unsupported_kind_is_reported() {
-    let host = Host::new();
-    let (base, image) = (host.path("base.img"), host.path("var.img"));
-    fs::File::create(&base).unwrap().set_len(4 << 20).unwrap();
-    let volume =
-        |image_type: &str| json!({"volumes": [{"image": "var.img", "autoCreate": false, "imageType": image_type}]});
-    let on = |fields: Value, hypervisor: &str| host.say(&["check", "--host", "--hypervisor", hypervisor], fields).1;
-    let create = |arguments: &[&str]| {
-        let mut command = Command::new("qemu-img");
-        command.args(["create", "-q"]).args(arguments).arg(&image);
-        let needs_size = !arguments.contains(&"-b");
-        let made = if needs_size { command.arg("4M").status() } else { command.status() };
-        made.is_ok_and(|status| status.success())
-    };
-    if !create(&["-f", "vpc"]) {
-        testing::missing("qemu-img does not work");
-        return;
-    }
-    let printed = host.check(volume("qcow2"));
-    assert!(printed.contains("contains a VHD image, but the machine spec says a qcow2 image"), "{printed}");
-    assert!(on(volume("vhd"), "cloud-hypervisor").contains("is a dynamic VHD, and cloud-hypervisor opens"), "dynamic");
-    assert!(create(&["-f", "vpc", "-o", "subformat=fixed,force_size"]));
-    assert!(!on(volume("vhd"), "cloud-hypervisor").contains("VHD"), "fixed");
-    assert!(create(&["-f", "qcow2", "-o", "compat=0.10"]));
-    assert!(on(volume("qcow2"), "crosvm").contains("is qcow2 of version 2, and crosvm opens version 3 only"));
-    assert!(create(&["-f", "qcow2", "-F", "raw", "-b", base.to_str().unwrap()]));
-    for hypervisor in ["cloud-hypervisor", "crosvm"] {
-        let printed = on(volume("qcow2"), hypervisor);
-        assert!(printed.contains(&format!("has a backing file, which {hypervisor} does not open")), "{printed}");
-    }
-    let (succeeded, printed) = host.say(&["check", "--host"], volume("qcow2"));
-    assert!(succeeded, "{printed}");
-    let data = host.path("data.raw");
-    let external = format!("data_file={}", data.display());
-    for (options, reason) in [(external.as_str(), "has an external data file"), ("extended_l2=on", "has extended L2")] {
-        assert!(create(&["-f", "qcow2", "-o", options]));
-        for hypervisor in ["cloud-hypervisor", "crosvm"] {
-            let printed = on(volume("qcow2"), hypervisor);
-            assert!(printed.contains(reason) && printed.contains(&format!("{hypervisor} does not")), "{printed}");
-        }
-    }
-    // Data in the last cluster only, so that a table must be read to find it.
-    fs::write(&base, [vec![0; (4 << 20) - 4096], vec![b'x'; 4096]].concat()).unwrap();
-    for (options, is_refused) in [(["-c", "-S", "4k"].as_slice(), true), (&["-S", "4k"], false)] {
-        let mut convert = Command::new("qemu-img");
-        convert.args(["convert", "-O", "qcow2"]).args(options).args([&base, &image]);
-        assert!(convert.status().unwrap().success());
-        let printed = on(volume("qcow2"), "crosvm");
-        assert_eq!(
-            printed.contains("contains compressed clusters, which crosvm does not read"),
-            is_refused,
-            "{printed}"
-        );
-    }
 }
 
 #[test]

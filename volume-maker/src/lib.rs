@@ -13,7 +13,7 @@
 //! image.write_all(b"XFSB")?;
 //! image.set_len(16 << 20)?;
 //! let found = file_system(&image)?.expect("an XFS superblock");
-//! assert_eq!((found.fs_type, found.label.as_str()), ("xfs", ""));
+//! assert_eq!((found.fs_type, found.label.as_deref()), ("xfs", Some("")));
 //! # Ok::<(), std::io::Error>(())
 //! ```
 

@@ -58,8 +58,9 @@ pub(crate) fn check(volume: &File, request: &VolumeRequest<'_>) -> Result<(), Re
     let Some(found) = found.filter(|found| found.is_of_type(request.file_system.name())) else {
         return Err(ReadBackError::NoFileSystem { file_system: request.file_system });
     };
-    if request.label.is_some_and(|label| label != found.label) {
-        return Err(ReadBackError::Label { found: found.label });
+    let label = found.label.unwrap_or_default();
+    if request.label.is_some_and(|requested| requested != label) {
+        return Err(ReadBackError::Label { found: label });
     }
     if request.file_system == FileSystem::Ext4 { check_ext4(volume, request.directories) } else { Ok(()) }
 }

@@ -10,8 +10,10 @@ use std::os::unix::fs::FileExt;
 pub struct FoundFileSystem {
     /// Its type, as in `mkfs.TYPE`.
     pub fs_type: &'static str,
-    /// Its label; empty if it has none.
-    pub label: String,
+    /// Its label; empty if it has none. None if labels of this type are not read.
+    pub label: Option<String>,
+    /// The number of bytes that its disk must have, if that is read.
+    pub size_bytes: Option<u64>,
 }
 
 impl FoundFileSystem {
@@ -35,6 +37,9 @@ const PROBED_BYTES: usize = 0x2_1000;
 
 const EXT_SUPERBLOCK: usize = 1024;
 const EXT_FEATURE_COMPATIBLE_HAS_JOURNAL: u32 = 4;
+/// It is no file system, but contains the journal of another one.
+const EXT_FEATURE_INCOMPATIBLE_JOURNAL_DEVICE: u32 = 8;
+const EXT_FEATURE_INCOMPATIBLE_64BIT: u32 = 0x80;
 /// The features extents, 64bit and flex_bg, each of which requires ext4 (Documentation/filesystems/ext4/super.rst).
 const EXT4_FEATURES_INCOMPATIBLE: u32 = 0x40 | 0x80 | 0x200;
 const BTRFS_SUPERBLOCK: usize = 0x1_0000;
@@ -73,6 +78,13 @@ fn ext(bytes: &[u8]) -> Option<FoundFileSystem> {
     let word =
         |at: usize| u32::from_le_bytes([superblock[at], superblock[at + 1], superblock[at + 2], superblock[at + 3]]);
     let (compatible, incompatible) = (word(0x5c), word(0x60));
+    let label = Some(label(&superblock[0x78..0x88]));
+    if incompatible & EXT_FEATURE_INCOMPATIBLE_JOURNAL_DEVICE != 0 {
+        return Some(FoundFileSystem { fs_type: "an external journal of ext4", label, size_bytes: None });
+    }
+    let high = if incompatible & EXT_FEATURE_INCOMPATIBLE_64BIT != 0 { word(0x150) } else { 0 };
+    let blocks = u64::from(word(0x04)) | u64::from(high) << 32;
+    let size_bytes = Some(blocks.saturating_mul(1024 << word(0x18).min(6)));
     let fs_type = if incompatible & EXT4_FEATURES_INCOMPATIBLE != 0 {
         "ext4"
     } else if compatible & EXT_FEATURE_COMPATIBLE_HAS_JOURNAL != 0 {
@@ -80,19 +92,28 @@ fn ext(bytes: &[u8]) -> Option<FoundFileSystem> {
     } else {
         "ext2"
     };
-    Some(FoundFileSystem { fs_type, label: label(&superblock[0x78..0x88]) })
+    Some(FoundFileSystem { fs_type, label, size_bytes })
 }
 
-/// fs/xfs/libxfs/xfs_format.h: sb_magicnum, sb_fname.
+/// fs/xfs/libxfs/xfs_format.h: sb_magicnum, sb_blocksize, sb_dblocks, sb_fname.
 fn xfs(bytes: &[u8]) -> Option<FoundFileSystem> {
-    bytes.starts_with(b"XFSB").then(|| FoundFileSystem { fs_type: "xfs", label: label(&bytes[108..120]) })
+    if !bytes.starts_with(b"XFSB") {
+        return None;
+    }
+    let block_bytes = u32::from_be_bytes(bytes.get(4..8)?.try_into().ok()?);
+    let blocks = u64::from_be_bytes(bytes.get(8..16)?.try_into().ok()?);
+    let size_bytes = Some(blocks.saturating_mul(block_bytes.into()));
+    Some(FoundFileSystem { fs_type: "xfs", label: Some(label(bytes.get(108..120)?)), size_bytes })
 }
 
-/// fs/btrfs/accessors.h, struct btrfs_super_block: magic at 0x40, label at 0x12b.
+/// fs/btrfs/accessors.h, struct btrfs_super_block: magic at 0x40, the size of this device at 0xd1, label at 0x12b.
 fn btrfs(bytes: &[u8]) -> Option<FoundFileSystem> {
     let superblock = bytes.get(BTRFS_SUPERBLOCK..BTRFS_SUPERBLOCK + 0x1000)?;
-    (&superblock[0x40..0x48] == b"_BHRfS_M")
-        .then(|| FoundFileSystem { fs_type: "btrfs", label: label(&superblock[0x12b..0x22b]) })
+    if &superblock[0x40..0x48] != b"_BHRfS_M" {
+        return None;
+    }
+    let size_bytes = Some(u64::from_le_bytes(superblock[0xd1..0xd9].try_into().ok()?));
+    Some(FoundFileSystem { fs_type: "btrfs", label: Some(label(&superblock[0x12b..0x22b])), size_bytes })
 }
 
 /// The label of FAT12 and FAT16 is in the boot sector at offset 43, that of FAT32 at 71; `NO NAME` means none.
@@ -107,7 +128,7 @@ fn vfat(bytes: &[u8]) -> Option<FoundFileSystem> {
     };
     let label = String::from_utf8_lossy(&bytes[at..at + 11]).trim_end().to_owned();
     let label = if label == "NO NAME" { String::new() } else { label };
-    Some(FoundFileSystem { fs_type: "vfat", label })
+    Some(FoundFileSystem { fs_type: "vfat", label: Some(label), size_bytes: None })
 }
 
 /// include/linux/f2fs_fs.h, struct f2fs_super_block: the magic comes first, and the label is 512 units of UTF-16 at
@@ -119,7 +140,7 @@ fn f2fs(bytes: &[u8]) -> Option<FoundFileSystem> {
     }
     let units = superblock[0x7c..].chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
     let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
-    Some(FoundFileSystem { fs_type: "f2fs", label: String::from_utf16_lossy(&units) })
+    Some(FoundFileSystem { fs_type: "f2fs", label: Some(String::from_utf16_lossy(&units)), size_bytes: None })
 }
 
 /// An MBR partition table. Checked last, because boot sectors of file systems have the same signature.
@@ -131,7 +152,7 @@ fn partitions(bytes: &[u8]) -> Option<FoundFileSystem> {
     let entries = bytes[446..510].chunks_exact(16);
     let is_table =
         entries.clone().all(|entry| matches!(entry[0], 0 | 0x80)) && entries.into_iter().any(|entry| entry[4] != 0);
-    is_table.then(|| FoundFileSystem { fs_type: "an MBR partition table", label: String::new() })
+    is_table.then_some(FoundFileSystem { fs_type: "an MBR partition table", label: None, size_bytes: None })
 }
 
 /// Whether [`file_system`] detects this type, so that an image in which it detects nothing is of another type.
@@ -142,16 +163,34 @@ pub fn is_recognised(fs_type: &str) -> bool {
 
 /// File systems and images that are only detected, so that they are not overwritten or mistaken for others: name,
 /// offset, magic. Sources: the probes of libblkid in util-linux, and docs/interop of qemu.
-const OTHER_SIGNATURES: [(&str, usize, &[u8]); 30] = [
+const OTHER_SIGNATURES: [(&str, usize, &[u8]); 42] = [
     ("squashfs", 0, b"hsqs"),
     ("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),
     ("LUKS", 0, b"LUKS\xba\xbe"),
     ("bcachefs", 4096 + 24, &[0xc6, 0x85, 0x73, 0xf6, 0x66, 0xce, 0x90, 0xa9]),
     ("ntfs", 3, b"NTFS    "),
     ("exfat", 3, b"EXFAT   "),
+    // At the end of the first page, whose size depends on the processor.
     ("swap", 4086, b"SWAPSPACE2"),
+    ("swap", 8182, b"SWAPSPACE2"),
+    ("swap", 16374, b"SWAPSPACE2"),
+    ("swap", 32758, b"SWAPSPACE2"),
+    ("swap", 65526, b"SWAPSPACE2"),
+    ("the memory of a hibernated system", 4086, b"S1SUSPEND"),
+    ("the memory of a hibernated system", 4086, b"S2SUSPEND"),
+    // In one of the first four sectors.
     ("LVM", 512 + 24, b"LVM2 001"),
     ("LVM", 24, b"LVM2 001"),
+    ("LVM", 1024 + 24, b"LVM2 001"),
+    ("LVM", 1536 + 24, b"LVM2 001"),
+    (
+        "a bcache device",
+        4096 + 24,
+        &[0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca, 0x82, 0x65, 0xf5, 0x7f, 0x48, 0xba, 0x6d, 0x81],
+    ),
+    ("ufs", 8192 + 1372, &[0x54, 0x19, 0x01, 0x00]),
+    ("ufs", 65536 + 1372, &[0x19, 0x01, 0x54, 0x19]),
+    ("apfs", 32, b"NXSB"),
     ("a RAID member", 4096, &[0xfc, 0x4e, 0x2b, 0xa9]),
     ("a RAID member", 0, &[0xfc, 0x4e, 0x2b, 0xa9]),
     ("iso9660", 0x8001, b"CD001"),
@@ -178,7 +217,7 @@ const OTHER_SIGNATURES: [(&str, usize, &[u8]); 30] = [
 fn others(bytes: &[u8]) -> Option<FoundFileSystem> {
     let found = OTHER_SIGNATURES.iter().find(|(_, at, magic)| bytes.get(*at..*at + magic.len()) == Some(*magic));
     let fs_type = found.map(|(name, _, _)| *name).or_else(|| by_start(bytes).map(|format| format.name))?;
-    Some(FoundFileSystem { fs_type, label: String::new() })
+    Some(FoundFileSystem { fs_type, label: None, size_bytes: None })
 }
 
 fn label(bytes: &[u8]) -> String {
@@ -199,9 +238,9 @@ mod tests {
 
     #[test]
     fn all_ext_types_and_all_fat_types_match_each_other() {
-        let ext4 = FoundFileSystem { fs_type: "ext4", label: String::new() };
+        let ext4 = FoundFileSystem { fs_type: "ext4", label: None, size_bytes: None };
         assert!(ext4.is_of_type("ext3") && ext4.is_of_type("ext4") && !ext4.is_of_type("xfs"));
-        let vfat = FoundFileSystem { fs_type: "vfat", label: String::new() };
+        let vfat = FoundFileSystem { fs_type: "vfat", label: None, size_bytes: None };
         assert!(vfat.is_of_type("msdos") && !vfat.is_of_type("ext4"));
     }
 

@@ -3,8 +3,9 @@
 use super::machine::{failed, launch_of, watch_signals};
 use super::spec_file::{SpecArguments, read};
 use launcher::own_files::require_no_own_file;
+use launcher::path::HostPath;
 use launcher::state::RuntimeDirectory;
-use launcher::volumes::{VolumeError, VolumeState, make_ready};
+use launcher::volumes::{VolumeError, VolumeState, content, make_ready};
 use program::failure::Failure;
 use program::output::print;
 use program::user::Identity;
@@ -35,17 +36,25 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         let mut need = need.clone();
         need.image = need.image.below(&launch.working_directory);
         match make_ready(&need, identity.as_ref(), &interruption) {
-            Ok(state) => done.push((need, if state == VolumeState::Created { "created" } else { "present" })),
+            Ok(state) => match content(&need) {
+                Ok(found) => done.push((need.image, found, state)),
+                Err(error) => problems.push(error.to_string()),
+            },
             Err(error @ VolumeError::Interrupted(_)) => return Err(failed(error)),
             Err(error) => problems.push(error.to_string()),
         }
     }
+    let state_name = |state| if state == VolumeState::Created { "created" } else { "present" };
     let text = if arguments.json {
-        let rows =
-            done.iter().map(|(need, state)| json!({"image": need.image, "fsType": need.fs_type, "state": state}));
+        let rows = done
+            .iter()
+            .map(|(image, found, state)| json!({"image": image, "fsType": found, "state": state_name(*state)}));
         format!("{:#}\n", serde_json::Value::Array(rows.collect()))
     } else {
-        done.iter().map(|(need, state)| format!("{}  {}  {state}\n", need.image, need.fs_type)).collect()
+        let row = |(image, found, state): &(HostPath, Option<&str>, VolumeState)| {
+            format!("{image}  {}  {}\n", found.unwrap_or("no known file system"), state_name(*state))
+        };
+        done.iter().map(row).collect()
     };
     print(text)?;
     if problems.is_empty() { Ok(()) } else { Err(Failure::problems(problems)) }

@@ -9,7 +9,7 @@ use crate::programs::{find_file_system_program, find_program_of_machine};
 use crate::side_processes::{missing_group, program_of, serves_the_same};
 use crate::spec::Hypervisor;
 use crate::store_disk::builder_of;
-use crate::volumes::inspect;
+use crate::volumes::{inspect, not_created};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
@@ -61,6 +61,11 @@ pub fn missing(launch: &Launch, time: CheckTime) -> Vec<HostProblem> {
         problems.check_created_files();
     }
     problems.found
+}
+
+/// Whether there is no file, also where a symbolic link leads to.
+fn is_missing(path: &Path) -> bool {
+    path.metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// Checks with the effective user id, which [`Identity::see`] changes.
@@ -172,7 +177,8 @@ impl Problems<'_> {
         let launch = self.launch;
         for (index, need) in launch.needs.volumes.iter().enumerate() {
             let need = VolumeNeed { image: self.absolute(&need.image), ..need.clone() };
-            if need.image.as_path().symlink_metadata().is_err() {
+            // It is created, also where a symbolic link leads to.
+            if need.image.as_path().symlink_metadata().is_err() || is_missing(need.image.as_path()) {
                 continue;
             }
             // Right before the start, the volumes are checked when they are prepared.
@@ -311,7 +317,7 @@ impl Problems<'_> {
                 continue;
             }
             if volume.creation.is_none() {
-                self.add("volumes", format!("{path} does not exist, and `autoCreate` is off"));
+                self.add("volumes", format!("{path} {}", not_created(&path)));
                 continue;
             }
             if let Err(error) = find_file_system_program(&format!("mkfs.{}", volume.fs_type)) {

@@ -183,6 +183,8 @@ impl Refusals<'_> {
             match check_format(disk, &launch.working_directory, launch.hypervisor) {
                 // It is created, or reported as missing.
                 Err(VolumeError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                // A volume that cannot be opened is reported with its content.
+                Err(VolumeError::File { .. }) if disk.option.starts_with("volumes[") => {}
                 Err(error) => {
                     let text = error.to_string();
                     let message = text.strip_prefix(&format!("{}: ", disk.option)).unwrap_or(&text);

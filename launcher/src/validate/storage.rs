@@ -41,7 +41,8 @@ pub(super) fn disks(
         volumes.push(CheckedVolume {
             fs_type: volume.fs_type.clone(),
             label: volume.label.clone(),
-            creation_size_mib: if volume.auto_create { volume.size_mib } else { None },
+            // A file in the place of a missing device would be in the memory of the host.
+            creation_size_mib: volume.size_mib.filter(|_| volume.auto_create && !volume.image.is_device()),
             mkfs_extra_args: volume.mkfs_extra_args.clone(),
         });
     }
@@ -267,7 +268,7 @@ fn check_volume(index: usize, volume: &Volume, findings: &mut Findings) {
     if !volume.auto_create {
         return;
     }
-    let is_device = volume.image.as_str().starts_with("/dev/");
+    let is_device = volume.image.is_device();
     if volume.size_mib.is_none() && !is_device {
         findings.problem(option("size"), "must be set, because autoCreate is on");
     }

@@ -208,6 +208,10 @@ pub fn lock_volumes(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Result<
     let (written, read): (Vec<_>, Vec<_>) = volumes.iter().partition(is_written);
     for volume in written.into_iter().chain(read) {
         let path = volume.image.below(request.working_directory);
+        if path.is_device() && !path.as_path().exists() {
+            // Nothing else belongs in /dev, not even a lock file.
+            return Err(VolumeError::Missing { path });
+        }
         let failed = |source| VolumeError::File { path: path.clone(), source };
         let place = match volume.access {
             Access::ReadWrite => Place::with_parents(path.as_path(), DIRECTORY_MODE, request.owner),

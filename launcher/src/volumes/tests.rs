@@ -38,7 +38,7 @@ fn a_volume_is_created_once() {
         let image = File::open(volume.image.as_path()).unwrap();
         assert_eq!(image.metadata().unwrap().len(), size_mib << 20);
         let found = file_system(&image).unwrap().unwrap();
-        assert_eq!((found.fs_type, Some(found.label)), (fs_type, volume.label.clone()));
+        assert_eq!((found.fs_type, found.label), (fs_type, volume.label.clone()));
         assert_eq!(make_ready(&volume, None, &interruption).unwrap(), VolumeState::Present, "{fs_type}");
         assert_eq!(names(&directory.path().join(fs_type)), ["var.img"]);
     }
