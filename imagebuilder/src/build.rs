@@ -15,6 +15,7 @@ mod output;
 mod packed_ranges;
 mod placement;
 mod places;
+mod publish_lock;
 mod range_hashes;
 mod read_ahead;
 mod scan;
@@ -33,7 +34,7 @@ pub use nar_check::NarHashMismatch;
 pub use output::OutputError;
 
 use crate::cache::block_hashes::BlocksOf;
-use crate::cache::outputs::{PlanKey, Published};
+use crate::cache::outputs::PlanKey;
 use crate::cache::{Cache, CacheError};
 use crate::encode::EncodeError;
 use crate::erofs::ErofsError;
@@ -50,8 +51,9 @@ use erofs::ErofsBuild;
 use job::WorkerInputs;
 use new_pack::PackKeeper;
 use nix::sys::resource::{UsageWho, getrusage};
-use output::ImageFile;
+use output::{ImageFile, InPlace};
 use program::atomic_file::WriteError;
+use publish_lock::PublishLock;
 pub use seal::sidecar_path;
 use seal::{Sealing, Sidecar, remove_sidecar};
 use sequence::{SequenceInputs, Sequenced, Sequencer, WriteTables};
@@ -201,8 +203,12 @@ pub fn build(
         && (options.digests == Digests::Skip || report.image_sha256.is_some())
         && report.verity.as_ref().is_none_or(|seal| seal::has_sidecar(seal, &options.output))
     {
-        if report.verity.is_none() {
-            remove_stale_seal(&options.output, progress);
+        if report.verity.is_none() && fs::symlink_metadata(sidecar_path(&options.output)).is_ok() {
+            let _lock = PublishLock::take(&options.output);
+            // Another build may be replacing the image, with its seal first.
+            if cache.finished_build((key, plan), &options.output, options.durability).is_some() {
+                warn_of_stale_seal(remove_sidecar(&options.output).err(), progress);
+            }
         }
         return Ok(unchanged(report, started));
     }
@@ -251,10 +257,8 @@ pub fn build(
         (report.image_bytes, report.seconds.verity) = (sealed.image_bytes, seal_started.elapsed().as_secs_f64());
         (report.verity, report.hashed_bytes) = (Some(sealed.seal), Some(sealed.hashed_bytes));
     }
-    let published = publish(output, options, cancel, &mut report)?;
-    if report.verity.is_none() {
-        remove_stale_seal(&options.output, progress);
-    }
+    let InPlace { published, stale_seal } = publish(output, options, cancel, &mut report)?;
+    warn_of_stale_seal(stale_seal, progress);
     report.seconds.total = started.elapsed().as_secs_f64();
     report.cpu_seconds.total = cpu_seconds(UsageWho::RUSAGE_SELF);
     report.peak_memory_bytes = peak_memory_bytes();
@@ -272,7 +276,7 @@ fn publish(
     options: &BuildOptions,
     cancel: &AtomicBool,
     report: &mut BuildReport,
-) -> Result<Published, BuildError> {
+) -> Result<InPlace, BuildError> {
     let started = Instant::now();
     if options.digests == Digests::Compute {
         let (blake3, sha256) = output.digests()?;
@@ -282,14 +286,14 @@ fn publish(
         return Err(BuildError::Interrupted);
     }
     let sidecar = report.verity.as_ref().map(|seal| Sidecar::create(seal, &output)).transpose()?;
-    let published = output.publish(sidecar.as_ref())?;
+    let in_place = output.publish(sidecar.as_ref())?;
     report.seconds.publish = started.elapsed().as_secs_f64();
-    Ok(published)
+    Ok(in_place)
 }
 
-/// Removes the seal of an earlier image. The new image is complete without that, so a failure is a warning.
-fn remove_stale_seal(image: &Path, progress: &mut dyn Progress) {
-    if let Err(error) = remove_sidecar(image) {
+/// Reports that the seal of an earlier image could not be removed. The new image is complete without that.
+fn warn_of_stale_seal(error: Option<WriteError>, progress: &mut dyn Progress) {
+    if let Some(error) = error {
         progress.warn(&format!("{}; remove it, because it describes another image", program::failure::chain(&error)));
     }
 }

@@ -40,7 +40,7 @@ use std::time::{Duration, Instant, SystemTime};
 use thiserror::Error;
 
 /// Version of the directory's layout. Each version has its own directory.
-const LAYOUT_DIRECTORY: &str = "v2";
+pub(crate) const LAYOUT_DIRECTORY: &str = "v2";
 
 /// An operation on the cache failed.
 #[derive(Debug, Error)]

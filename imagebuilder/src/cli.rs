@@ -70,7 +70,7 @@ pub(crate) fn main() -> ExitCode {
 
 /// The arguments. If they are invalid, the program ends with clap's message.
 fn arguments() -> Cli {
-    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+    let parsed = with_negative_numbers(Cli::command()).try_get_matches().and_then(|matches| {
         if wants_json(&matches) {
             program::output::report_as_json();
         }
@@ -80,12 +80,21 @@ fn arguments() -> Cli {
         // clap quotes the arguments, which may contain control characters: parse escaped arguments again for the
         // message.
         let shown = program::output::escaped_arguments(std::env::args_os());
-        let error = Cli::try_parse_from(&shown).err().unwrap_or(error);
+        let again = with_negative_numbers(Cli::command()).try_get_matches_from(&shown);
+        let error = again.and_then(|matches| Cli::from_arg_matches(&matches)).err().unwrap_or(error);
         if error.use_stderr() {
             program::output::report_usage_as_json(&shown, &error.render().to_string());
         }
         error.exit()
     })
+}
+
+/// Accepts `-1` as the value of the option before it. The option then says what would be valid, whereas clap would call it
+/// an unknown option.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let args =
+        command.mut_args(|arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg });
+    args.mut_subcommands(with_negative_numbers)
 }
 
 /// Whether the selected command has the option `--json`, and it was given.

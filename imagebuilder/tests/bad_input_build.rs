@@ -137,12 +137,16 @@ fn numbers_that_are_none_or_out_of_range_are_refused_by_every_command() {
         let words = option.trim_start_matches('-').replace('-', " ");
         for number in NOT_NUMBERS.iter().chain(&[NEGATIVE, TWO_TO_64]).chain(refused) {
             let argument = format!("{option}={number}");
-            let arguments = before.iter().copied().chain([argument.as_str()]);
-            let output = workspace.command(arguments).output().unwrap();
-            let message = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(2), "{before:?} {argument:?}: {message}");
-            let says_why = message.starts_with("error: ") && (message.contains(option) || message.contains(&words));
-            assert!(says_why && !message.contains("panicked"), "{before:?} {argument}: {message}");
+            let mut ways = vec![vec![argument.as_str()]];
+            // As a word of its own, it looked like an option.
+            ways.extend((*number == NEGATIVE).then(|| vec![option, number]));
+            for way in ways {
+                let output = workspace.command(before.iter().chain(&way)).output().unwrap();
+                let message = String::from_utf8_lossy(&output.stderr);
+                assert_eq!(output.status.code(), Some(2), "{before:?} {way:?}: {message}");
+                let says_why = message.starts_with("error: ") && (message.contains(option) || message.contains(&words));
+                assert!(says_why && !message.contains("panicked"), "{before:?} {way:?}: {message}");
+            }
         }
     }
     assert_eq!(workspace.names(), ["attrs.json", "info", "store"]);
@@ -153,6 +157,7 @@ fn outputs_that_cannot_be_written_are_refused() {
     let workspace = Workspace::with_store();
     let _socket = UnixListener::bind(workspace.path("socket")).unwrap();
     symlink("/dev/null", workspace.path("link")).unwrap();
+    symlink("/dev/stdout", workspace.path("stdout")).unwrap();
     let names = workspace.names();
     let only = "and only regular files are replaced";
     for (output, message) in [
@@ -163,11 +168,67 @@ fn outputs_that_cannot_be_written_are_refused() {
         ("/dev/null", format!("cannot write /dev/null: it is a character device, {only}")),
         ("link", format!("cannot write link: it is a character device, {only}")),
         ("socket", format!("cannot write socket: it is a socket, {only}")),
+        ("-", format!("cannot write -: it is an open file such as stdout, {only}")),
+        ("/dev/stdout", format!("cannot write /dev/stdout: it is an open file such as stdout, {only}")),
+        ("stdout", format!("cannot write stdout: it is an open file such as stdout, {only}")),
+        ("/proc/self/fd/0", format!("cannot write /proc/self/fd/0: it is an open file such as stdout, {only}")),
     ] {
         workspace.run(&format!("{BUILD} -o {output}")).failure(2, &format!("error: {message}\n"));
         workspace.run(&format!("plan --closure-info info -o {output}")).failure(2, &format!("error: {message}\n"));
     }
     assert_eq!(workspace.names(), names);
+}
+
+#[test]
+fn the_link_dev_stdout_was_replaced_by_an_image() {
+    let workspace = Workspace::with_store();
+    // A link of this kind, which root could replace, to a regular file.
+    symlink("/proc/self/fd/1", workspace.path("stdout")).unwrap();
+    for line in [format!("{BUILD} --no-cache -q -o stdout"), "plan --closure-info info -o stdout".to_owned()] {
+        let mut command = workspace.command(line.split(' '));
+        let output = command.stdout(fs::File::create(workspace.path("out")).unwrap()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{line}");
+        assert!(fs::symlink_metadata(workspace.path("stdout")).unwrap().is_symlink(), "{line}");
+        assert_eq!(workspace.read("out"), b"", "{line}");
+    }
+}
+
+#[test]
+fn an_image_replaced_a_file_of_the_store_path_that_it_was_made_from() {
+    let workspace = Workspace::with_store();
+    symlink("store", workspace.path("same")).unwrap();
+    let before = workspace.read(&format!("store/{GREETING}"));
+    fs::set_permissions(workspace.path("store").join(TOOLS), fs::Permissions::from_mode(0o755)).unwrap();
+    for place in [format!("store/{GREETING}"), format!("store/{TOOLS}/image"), format!("same/{TOOLS}/bin/run")] {
+        let store_path = if place.ends_with("greeting") { GREETING } else { TOOLS };
+        workspace.run(&format!("{BUILD} --no-cache -q -o {place}")).failure(
+            2,
+            &format!(
+                "error: cannot write {place}: it is in the store path {store_path}, which the image is made from\n"
+            ),
+        );
+    }
+    assert_eq!(workspace.read(&format!("store/{GREETING}")), before);
+    // A derivation writes its output into the store.
+    workspace.run(&format!("{BUILD} --no-cache -q -o store/{ABSENT}")).success();
+}
+
+#[test]
+fn an_image_among_the_packs_was_removed_by_the_next_collection() {
+    let workspace = Workspace::with_store();
+    workspace.run(&format!("{BUILD} -q -o image")).success();
+    for place in ["cache/v2/image", "cache/v2/packs/image"] {
+        workspace.run(&format!("{BUILD} -q -o {place}")).failure(
+            2,
+            &format!(
+                "error: cannot write {place}: the cache removes the files in {}\n",
+                workspace.path("cache/v2").display()
+            ),
+        );
+    }
+    workspace.run(&format!("{BUILD} -q -o cache/image")).success();
+    workspace.run("cache gc --max-size 0").success();
+    assert!(workspace.path("cache/image").is_file());
 }
 
 #[test]

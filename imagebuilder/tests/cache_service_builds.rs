@@ -446,6 +446,21 @@ fn a_service_with_a_full_disk_only_makes_a_build_slower() {
 }
 
 #[test]
+fn a_limit_of_the_size_of_files_ended_the_service() {
+    let host = Host::new();
+    let line = "cache serve --cache served --socket run.sock --store-dir store --nix-daemon nix.sock";
+    let script = format!("ulimit -f 0 && exec \"$0\" {line}");
+    let mut command = host.workspace.command_of(Path::new("sh"), ["-c", &script]);
+    command.arg(env!("CARGO_BIN_EXE_microvm-image")).stdout(Stdio::null()).stderr(Stdio::piped());
+    let server = Server(command.spawn().unwrap());
+    wait_until("the service listens", || host.workspace.path("run.sock").exists());
+    for _ in 0..2 {
+        host.expect_warning("run.sock", "File too large (os error 27)");
+    }
+    assert_eq!(server.stop().0, Some(0));
+}
+
+#[test]
 fn a_build_with_the_service_on_a_full_disk_says_so_and_leaves_nothing() {
     if !nix::unistd::geteuid().is_root() {
         return testing::missing("only root can mount a small disk");

@@ -7,7 +7,7 @@ use nix::unistd::mkfifo;
 use program::{GREETING, LINK, TOOLS, Workspace, has_tool, store_paths};
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// The arguments except the source and the output.
 const BUILD: &str = "build --store-dir store --quiet -o";
@@ -234,4 +234,34 @@ fn progress_without_a_terminal_is_printed_only_every_few_seconds() {
     let run = workspace.run("build --closure-info info --store-dir store -o image --no-cache");
     assert!(run.stderr.starts_with("built image"), "{}", run.stderr);
     assert!(!run.stderr.contains('\u{1b}'), "no escapes where there is no terminal: {:?}", run.stderr);
+}
+
+#[test]
+fn two_builds_to_one_output_left_the_image_of_one_and_the_seal_of_the_other() {
+    let workspace = Workspace::with_store();
+    // A plain image, and two sealed ones with different seals.
+    let builds = ["--level 1", "--level 1 --verity", "--format erofs --verity"].map(|settings| {
+        let line = format!("build --closure-info info --store-dir store {settings}");
+        workspace.run(&format!("{line} --no-cache -q -o right")).success();
+        let seal = fs::read(workspace.path("right.verity.json")).ok();
+        (line, workspace.read("right"), seal)
+    });
+    for round in 0..40 {
+        let cache = if round % 2 == 0 { "--no-cache" } else { "--cache cache" };
+        let running = builds.each_ref().map(|(line, ..)| {
+            let line = format!("{line} {cache} --no-sync -q -o image");
+            workspace.command(line.split(' ')).stdout(Stdio::null()).spawn().unwrap()
+        });
+        for mut build in running {
+            assert!(build.wait().unwrap().success());
+        }
+        let image = workspace.read("image");
+        let seal = fs::read(workspace.path("image.verity.json")).ok();
+        let (line, _, right) = builds.iter().find(|(_, right, _)| *right == image).unwrap();
+        assert!(seal == *right, "round {round}: the image of `{line}` has another seal, or one too many or too few");
+        if round % 3 == 0 {
+            fs::remove_file(workspace.path("image")).unwrap();
+            let _ = fs::remove_file(workspace.path("image.verity.json"));
+        }
+    }
 }

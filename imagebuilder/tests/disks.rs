@@ -8,6 +8,7 @@ mod program;
 
 use program::{Workspace, has_tool};
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 use testing::Disk;
 
@@ -110,6 +111,35 @@ fn a_disk_too_small_for_the_image_is_an_error_and_nothing_remains() {
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), b"cache\n".as_slice()));
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("error: cannot write small/image: No space left on device (os error 28)\n"), "{stderr}");
+}
+
+#[test]
+fn a_limit_of_the_size_of_files_ended_the_program_without_a_message() {
+    let workspace = workspace();
+    // In 512 bytes, or in 1024 with some shells: less than a pack and an image.
+    let limited = |line: &str| {
+        let script = format!("ulimit -f 600 && exec \"$0\" {line}");
+        let program = workspace.command([] as [&str; 0]).get_program().to_owned();
+        let mut command = workspace.command_of(Path::new("sh"), ["-c", &script]);
+        command.arg(program).output().unwrap()
+    };
+    let hint =
+        "hint: raise the limit of this process (`ulimit -f`), or write to a file system that allows larger files\n";
+    for options in ["--no-cache", "--cache cache", "--format erofs --verity --no-cache"] {
+        let output = limited(&format!("build --paths-from a --store-dir store {options} -q -o image"));
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{options}: {stderr}");
+        assert!(stderr.ends_with(&format!("image: File too large (os error 27)\n{hint}")), "{options}: {stderr}");
+        assert!(!workspace.path("image").exists());
+    }
+    workspace.run("cache fsck --cache cache").success();
+    let output = limited("volume create volume --size 64M --fs ext4");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && stderr.contains("File too large (os error 27)"), "{stderr}");
+    assert!(!workspace.path("volume").exists());
+    // The right image comes from what the cache has kept.
+    workspace.run("build --paths-from a --store-dir store --cache cache -q -o image").success();
+    assert!(workspace.read("image") == workspace.read("a.image"));
 }
 
 #[test]

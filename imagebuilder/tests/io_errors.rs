@@ -2,7 +2,7 @@
 //! only make it slower.
 //!
 //! The tests take samples of the system calls. `cargo test -p imagebuilder --test io_errors -- --ignored` makes every single
-//! one fail, which takes about half an hour.
+//! one fail, which takes about 20 minutes.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 

@@ -81,7 +81,7 @@ pub(crate) fn main() -> ExitCode {
     let letters: Option<Vec<String>> = given.iter().skip(1).map(|word| word.to_str().map(str::to_owned)).collect();
     let words = letters.and_then(|letters| imperative::expand_letters(&letters));
     let given = words.map_or(given, |words| ["microvm".to_owned()].into_iter().chain(words).map(Into::into).collect());
-    let parsed = Arguments::command().try_get_matches_from(&given).and_then(|matches| {
+    let parsed = with_negative_numbers(Arguments::command()).try_get_matches_from(&given).and_then(|matches| {
         if wants_json(&matches) {
             report_as_json();
         }
@@ -93,7 +93,8 @@ pub(crate) fn main() -> ExitCode {
             // clap quotes the arguments, which may contain control characters. Parsing again with escaped arguments
             // gives a safe message.
             let shown = escaped_arguments(given);
-            let error = Arguments::try_parse_from(&shown).err().unwrap_or(error);
+            let again = with_negative_numbers(Arguments::command()).try_get_matches_from(&shown);
+            let error = again.and_then(|matches| Arguments::from_arg_matches(&matches)).err().unwrap_or(error);
             let code = if error.use_stderr() { BAD_INPUT } else { 0 };
             if error.use_stderr() {
                 report_usage_as_json(&shown, &error.render().to_string());
@@ -107,6 +108,14 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(&failure),
     }
+}
+
+/// Accepts `-1` as the value of the option before it. The option then says what would be valid, whereas clap would call it
+/// an unknown option.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let args =
+        command.mut_args(|arg| if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg });
+    args.mut_subcommands(with_negative_numbers)
 }
 
 /// Adds the command `ocf` if this program was started by the name of the resource agent, which is a link to it.

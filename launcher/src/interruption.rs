@@ -9,7 +9,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::Pid;
 use program::child::{OnParentDeath, prepare};
-use program::signals::stop_signals;
+use program::signals::{file_size_signal, stop_signals};
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io::{self, PipeReader, PipeWriter, Read};
@@ -53,7 +53,7 @@ pub struct ChildOutput {
     pub output: String,
 }
 
-/// Blocks SIGTERM, SIGINT, SIGHUP and SIGCHLD while it exists, and reports them on request. Signals that were ignored
+/// Blocks SIGTERM, SIGINT, SIGHUP, SIGCHLD and SIGXFSZ while it exists, and reports the first three on request. Signals that were ignored
 /// when the process started, such as SIGHUP under nohup(1), stay ignored.
 #[derive(Debug)]
 pub struct Interruption {
@@ -94,7 +94,7 @@ impl Interruption {
     pub fn check(&self) -> Result<(), Interrupted> {
         while let Ok(Some(information)) = self.signals.read_signal() {
             let signal = i32::try_from(information.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
-            if let Some(signal) = signal.filter(|signal| *signal != Signal::SIGCHLD) {
+            if let Some(signal) = signal.filter(|signal| ![Signal::SIGCHLD, Signal::SIGXFSZ].contains(signal)) {
                 self.received.set(self.received.get().or(Some(signal)));
             }
         }
@@ -309,6 +309,7 @@ impl Output {
 fn watched_signals() -> SigSet {
     let mut signals = stop_signals();
     signals.add(Signal::SIGCHLD);
+    signals.extend(&file_size_signal());
     signals
 }
 

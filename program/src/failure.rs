@@ -143,7 +143,13 @@ fn is_about_the_name(error: &io::Error) -> bool {
 fn storage_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
     let mut next = Some(error);
     while let Some(error) = next {
-        match error.downcast_ref().map(io::Error::kind) {
+        let system = error.downcast_ref::<io::Error>();
+        if system.is_some_and(|error| error.raw_os_error() == Some(Errno::EFBIG as i32)) {
+            return Some(
+                "raise the limit of this process (`ulimit -f`), or write to a file system that allows larger files",
+            );
+        }
+        match system.map(io::Error::kind) {
             Some(io::ErrorKind::StorageFull) => return Some("free some space there, or write to another file system"),
             Some(io::ErrorKind::QuotaExceeded) => return Some("your disk quota there is used up: delete some files"),
             Some(io::ErrorKind::ReadOnlyFilesystem) => {

@@ -1,4 +1,4 @@
-//! The signals that ask a program to stop.
+//! The signals that ask a program to stop, and one that would end it without a message.
 
 use nix::sys::signal::{SigSet, Signal};
 
@@ -12,6 +12,14 @@ pub fn stop_signals() -> SigSet {
             signals.add(signal);
         }
     }
+    signals
+}
+
+/// Returns SIGXFSZ. While it is blocked, a file that grows beyond the limit of the process (`ulimit -f`) is an error of the
+/// write, EFBIG, which can be reported.
+pub fn file_size_signal() -> SigSet {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGXFSZ);
     signals
 }
 

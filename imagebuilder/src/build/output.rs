@@ -1,14 +1,15 @@
 //! The image file. It is written without a name, and gets its name when it is complete.
 
 use super::BuildError;
-use super::seal::Sidecar;
+use super::publish_lock::PublishLock;
+use super::seal::{Sidecar, remove_sidecar};
 use crate::cache::outputs::{Durability, Published};
 use crate::pack::SHARED_BLOCK_BYTES;
 use crate::threads::join;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, fstatfs};
 use nix::sys::uio::pwritev;
-use program::atomic_file::sync_directory_of;
+use program::atomic_file::{WriteError, sync_directory_of};
 use program::unnamed_file::UnnamedFile;
 use rustix::fs::copy_file_range;
 use rustix::io::Errno;
@@ -67,6 +68,13 @@ pub(super) struct ImageFile<'a> {
     allocated: AtomicU64,
     /// Whether the file can share blocks with packs.
     shares: AtomicBool,
+}
+
+/// An image that has its name.
+pub(super) struct InPlace {
+    pub(super) published: Published,
+    /// Why the seal of an earlier image could not be removed.
+    pub(super) stale_seal: Option<WriteError>,
 }
 
 impl<'a> ImageFile<'a> {
@@ -237,7 +245,8 @@ impl<'a> ImageFile<'a> {
         self.write_back.request();
     }
 
-    /// Gives the image and its seal their names, replacing existing files.
+    /// Gives the image and its seal their names, replacing existing files. Without a seal, that of an earlier image is
+    /// removed.
     ///
     /// An image that replaces another is synced before it gets its name. Otherwise the file system could write the
     /// rename first, and a power cut would leave a file of the right length that is full of zeros, and destroy the old
@@ -246,21 +255,25 @@ impl<'a> ImageFile<'a> {
     ///
     /// # Errors
     /// They cannot be written to disk, linked or renamed.
-    pub(super) fn publish(mut self, seal: Option<&Sidecar>) -> Result<Published, BuildError> {
+    pub(super) fn publish(mut self, seal: Option<&Sidecar>) -> Result<InPlace, BuildError> {
         let mut seal_to_publish = seal;
+        let mut lock = None;
         if self.durability == Durability::UnsyncedIfNew && fs::symlink_metadata(&self.target).is_err() {
+            lock = Some(PublishLock::take(&self.target));
             seal_to_publish.take().map_or(Ok(()), |seal| seal.publish(&self))?;
             // A full disk, and file systems that cannot rename in this way, are left to the code below.
             if self.file.publish_new(&self.target).is_ok() {
-                return Ok(self.published(false)?);
+                return Ok(self.in_place(false, seal)?);
             }
         }
         self.sync(seal)?;
+        let _lock = lock.unwrap_or_else(|| PublishLock::take(&self.target));
         seal_to_publish.map_or(Ok(()), |seal| seal.publish(&self))?;
         self.with_room(|| self.file.publish(&self.target)).map_err(io_error("put in place", &self.target))?;
+        let in_place = self.in_place(true, seal)?;
         // Both are in this directory.
         sync_directory_of(&self.target).map_err(io_error("put in place", &self.target))?;
-        Ok(self.published(true)?)
+        Ok(in_place)
     }
 
     /// Waits until the image and its seal are on disk. The seal is synced at the same time, because it would otherwise
@@ -274,9 +287,10 @@ impl<'a> ImageFile<'a> {
         Ok(sealed?)
     }
 
-    fn published(&self, is_synced: bool) -> Result<Published, OutputError> {
+    fn in_place(&self, is_synced: bool, seal: Option<&Sidecar>) -> Result<InPlace, OutputError> {
+        let stale_seal = if seal.is_none() { remove_sidecar(&self.target).err() } else { None };
         let file = self.file().try_clone().map_err(io_error("inspect", &self.target))?;
-        Ok(Published { file, is_synced })
+        Ok(InPlace { published: Published { file, is_synced }, stale_seal })
     }
 }
 

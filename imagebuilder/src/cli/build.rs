@@ -134,6 +134,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<(), Failure> {
     output::check(&args.output)?;
     args.source.refuse_as_output(&args.output, Replaced::Image, args.machine.as_deref())?;
     let plan = args.source.plan(&args.settings)?;
+    output::check_apart(&args.output, &plan, options.cache.as_deref())?;
     missing_paths::check(&plan, options.jobs)?;
     open_files::raise_limit();
     let mut progress = progress::on_stderr(args.verbosity());

@@ -7,7 +7,7 @@ use super::failure::Failure;
 use imagebuilder::serve::socket::SocketRemover;
 use nix::sys::signal::SigSet;
 use program::failure::INTERRUPTED;
-use program::signals::stop_signals;
+use program::signals::{file_size_signal, stop_signals};
 use std::process;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +25,9 @@ static OBSERVED: AtomicBool = AtomicBool::new(false);
 /// Starts to wait for the signals. Call this before starting any other thread: threads inherit the signal mask.
 pub(crate) fn install() -> Result<(), Failure> {
     let signals = stop_signals();
-    signals.thread_block().map_err(|error| Failure::failed(&error).with_context("cannot block signals"))?;
+    for blocked in [&signals, &file_size_signal()] {
+        blocked.thread_block().map_err(|error| Failure::failed(&error).with_context("cannot block signals"))?;
+    }
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || wait(&signals))

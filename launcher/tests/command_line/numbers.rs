@@ -32,6 +32,7 @@ fn numbers_that_are_none_or_out_of_range_are_refused_with_what_they_must_be() {
             assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
             let message = stderr(&output);
             assert!(message.starts_with("error: ") && !message.contains("panicked"), "{arguments:?}: {message}");
+            assert!(*number != NEGATIVE || !message.contains("unexpected argument"), "{arguments:?}: {message}");
         }
     }
 }

@@ -300,3 +300,22 @@ fn a_backup_took_the_name_of_a_lock_or_of_a_machine_and_was_deleted_with_it() {
     let copied = host.backup(&host.path().join("elsewhere/var.backup"));
     assert_eq!(copied.status.code(), Some(0), "{}", stderr(&copied));
 }
+
+#[test]
+fn a_limit_of_the_size_of_files_ended_the_launcher_without_a_message() {
+    if find_tool("mkfs.ext4").is_none() {
+        return;
+    }
+    let machine = Scratch::machine(json!({"volumes": [{"image": "var.img", "size": 16, "mountPoint": "/var"}]}));
+    let directory = tempfile::tempdir().unwrap();
+    let script = "ulimit -f 600 && exec \"$0\" volumes \"$1\"";
+    let output = Command::new("sh")
+        .args(["-c", script, env!("CARGO_BIN_EXE_microvm"), &machine.spec()])
+        .current_dir(&directory)
+        .output()
+        .unwrap();
+    let message = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(message.contains("File too large (os error 27)"), "{message}");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
