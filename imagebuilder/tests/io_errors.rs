@@ -276,7 +276,7 @@ fn errors_anywhere(effort: Effort) {
 
 #[test]
 fn an_error_of_any_system_call_ends_the_build_with_a_message_or_has_no_effect() {
-    errors_anywhere(Effort::Sample(4));
+    errors_anywhere(Effort::Sample(2));
 }
 
 #[test]
@@ -442,7 +442,7 @@ fn errors_in_the_service(effort: Effort) {
 
 #[test]
 fn an_error_of_any_system_call_of_the_service_only_makes_builds_slower() {
-    errors_in_the_service(Effort::Sample(2));
+    errors_in_the_service(Effort::Sample(1));
 }
 
 #[test]
