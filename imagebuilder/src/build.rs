@@ -368,9 +368,6 @@ fn write_blocks(
         times: &times,
     };
     job_queue::with_workers(&inputs, threads, |queue, results, started| {
-        if started < threads {
-            progress.warn(&format!("only {started} of {threads} threads could be started: the build takes longer"));
-        }
         let (threads, buffers) = (started, &buffers);
         let inputs = SequenceInputs {
             store_paths,

@@ -62,10 +62,17 @@ enum Command {
 pub(crate) fn main() -> ExitCode {
     let cli = arguments();
     let result = interrupt::install().and_then(|()| run(cli.command));
+    warn_of_missing_threads();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// Tells the user that threads could not be started, once.
+fn warn_of_missing_threads() {
+    let warnings: Vec<_> = imagebuilder::threads::take_shortage().iter().map(ToString::to_string).collect();
+    program::output::warn(&warnings);
 }
 
 /// The arguments. If they are invalid, the program ends with clap's message.

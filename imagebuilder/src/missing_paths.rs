@@ -2,7 +2,7 @@
 
 use crate::plan::ImagePlan;
 use crate::store_path::StorePath;
-use crate::threads::{for_disk, map_in_parallel};
+use crate::threads::map_for_disk;
 use program::plural::counted;
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, open, statat};
 use std::fmt;
@@ -56,7 +56,7 @@ pub fn check(plan: &ImagePlan, threads: usize) -> Result<(), MissingPaths> {
     // Names relative to an open directory take the kernel half the time of whole paths. If it cannot be opened, the
     // whole paths give the error.
     let store = open(&plan.store_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok();
-    let results = map_in_parallel(for_disk(threads), &plan.paths, |planned| match &store {
+    let results = map_for_disk(threads, &plan.paths, |planned| match &store {
         Some(store) => check_path(store.as_fd(), Path::new(planned.path.base_name())),
         None => check_path(CWD, &plan.store_dir.join(planned.path.base_name())),
     });

@@ -4,7 +4,7 @@
 use crate::block_map::{FileId, StoreFiles, StorePathTree};
 use crate::plan::{ImagePlan, PlannedPath};
 use crate::scan::{self, Listing, ScanError};
-use crate::threads::{for_disk, map_in_parallel};
+use crate::threads::map_for_disk;
 use crate::tree::Entry;
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -38,7 +38,7 @@ impl StoreListing {
         let mut versions = Vec::with_capacity(plan.paths.len());
         let mut linked = HashMap::new();
         let mut problems = Vec::new();
-        let listings = map_in_parallel(for_disk(threads), &plan.paths, |planned| list(planned, plan));
+        let listings = map_for_disk(threads, &plan.paths, |planned| list(planned, plan));
         for ((planned, store_path), listing) in plan.paths.iter().zip(0..).zip(listings) {
             match listing {
                 Err(problem) => problems.push(problem),

@@ -3,6 +3,7 @@
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 use rustix::process::{Resource, getrlimit};
 use std::cell::Cell;
+use std::fmt;
 use std::panic::resume_unwind;
 use std::sync::{Mutex, PoisonError};
 
@@ -20,6 +21,39 @@ const ADDRESS_SPACE_BYTES: u64 = 128 << 20;
 
 /// What the rest of the program may still take of the address space: the plan, the tables of the image, open packs.
 const RESERVE_BYTES: u64 = 128 << 20;
+
+/// Threads that could not be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// How many were started.
+    pub started: usize,
+    /// How many were wanted.
+    pub wanted: usize,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "only {} of {} threads could be started, so that this took longer", self.started, self.wanted)
+    }
+}
+
+/// The largest shortage that was not reported yet.
+static SHORTAGE: Mutex<Option<Shortage>> = Mutex::new(None);
+
+/// Returns the largest shortage of threads since the last call. The libraries continue with fewer threads, and their caller
+/// tells the user.
+pub fn take_shortage() -> Option<Shortage> {
+    SHORTAGE.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+pub(crate) fn note_started(started: usize, wanted: usize) {
+    let mut largest = SHORTAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    let missing = |shortage: &Shortage| shortage.wanted - shortage.started;
+    let found = Shortage { started: started.min(wanted), wanted };
+    if started < wanted && largest.as_ref().is_none_or(|largest| missing(largest) < missing(&found)) {
+        *largest = Some(found);
+    }
+}
 
 /// Returns how many of the wanted threads still fit into the limit of the address space (`ulimit -v`), at least one. More
 /// threads would start, and the first allocation that fails would abort the process.
@@ -57,13 +91,20 @@ pub(crate) fn pool(wanted: usize) -> Result<ThreadPool, ThreadPoolBuildError> {
             Ok(())
         }
     };
-    ThreadPoolBuilder::new().num_threads(affordable(wanted.clamp(1, MAX_JOBS))).spawn_handler(start).build()
+    let wanted = wanted.clamp(1, MAX_JOBS);
+    let threads = ThreadPoolBuilder::new().num_threads(affordable(wanted)).spawn_handler(start).build()?;
+    note_started(started.get(), wanted);
+    Ok(threads)
 }
 
-/// Returns the number of threads for work that mostly waits for the disk if the files are not in memory: more than there
-/// are processors.
-pub(crate) fn for_disk(threads: usize) -> usize {
-    threads.max(DISK_THREADS)
+/// Like [`map_in_parallel`], for work that mostly waits for the disk if the files are not in memory: more threads than there
+/// are processors. It is no shortage if they cannot all be started.
+pub(crate) fn map_for_disk<Item: Sync, Product: Send>(
+    threads: usize,
+    items: &[Item],
+    map: impl Fn(&Item) -> Product + Sync,
+) -> Vec<Product> {
+    map_with(threads.max(DISK_THREADS), items, map).0
 }
 
 /// Applies `map` to every item with at most `threads` threads, and returns the results in the order of the items. The
@@ -73,6 +114,17 @@ pub(crate) fn map_in_parallel<Item: Sync, Product: Send>(
     items: &[Item],
     map: impl Fn(&Item) -> Product + Sync,
 ) -> Vec<Product> {
+    let (products, started) = map_with(threads, items, map);
+    note_started(started, threads.min(items.len()));
+    products
+}
+
+/// Returns the results, and the number of threads.
+fn map_with<Item: Sync, Product: Send>(
+    threads: usize,
+    items: &[Item],
+    map: impl Fn(&Item) -> Product + Sync,
+) -> (Vec<Product>, usize) {
     let mut products: Vec<Option<Product>> = items.iter().map(|_| None).collect();
     let places = Mutex::new(items.iter().zip(&mut products));
     // The guard is dropped before the item is mapped.
@@ -82,17 +134,19 @@ pub(crate) fn map_in_parallel<Item: Sync, Product: Send>(
             *place = Some(map(item));
         }
     };
-    std::thread::scope(|scope| {
+    let started = std::thread::scope(|scope| {
         let helpers: Vec<_> = (1..affordable(threads.min(items.len())))
             .map_while(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
             .collect();
         work();
+        let started = helpers.len() + 1;
         for helper in helpers {
             helper.join().unwrap_or_else(|panic| resume_unwind(panic));
         }
+        started
     });
     // Every item has a product. Collecting into an `Option` needs no other vector.
-    products.into_iter().collect::<Option<_>>().unwrap_or_default()
+    (products.into_iter().collect::<Option<_>>().unwrap_or_default(), started)
 }
 
 /// Runs two functions in parallel, or one after the other if no thread can be started for the second.

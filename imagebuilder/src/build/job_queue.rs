@@ -2,7 +2,7 @@
 
 use super::BuildError;
 use super::job::{Job, JobOutput, Worker, WorkerInputs};
-use crate::threads::affordable;
+use crate::threads::{affordable, note_started};
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -118,6 +118,7 @@ pub(super) fn with_workers<T>(
                 Err(_) => break,
             }
         }
+        note_started(started, threads);
         // Now only workers have senders, so that waiting for an output ends when all workers have ended.
         drop(sender);
         direct(&queue, &receiver, started)

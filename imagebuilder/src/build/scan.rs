@@ -12,7 +12,7 @@ use crate::plan::{ImagePlan, PlannedPath};
 use crate::scan::{self, ScanError};
 use crate::settings::ImageSettings;
 use crate::store_path::StorePath;
-use crate::threads::{for_disk, map_in_parallel};
+use crate::threads::{map_for_disk, map_in_parallel};
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
@@ -93,8 +93,12 @@ impl<'a> Scanner<'a> {
         // Packs of paths without a hash are compared with the store, which takes processor time.
         let has_packs = self.cache.is_some() || self.source.is_some();
         let compares = self.trust != CacheTrust::Checksums || paths.iter().any(|planned| planned.nar_hash.is_none());
-        let threads = if has_packs && compares { threads } else { for_disk(threads) };
-        let results = map_in_parallel(threads, &ordered, |planned| self.scan_path(planned));
+        let scan = |planned: &&PlannedPath| self.scan_path(planned);
+        let results = if has_packs && compares {
+            map_in_parallel(threads, &ordered, scan)
+        } else {
+            map_for_disk(threads, &ordered, scan)
+        };
         let mut scanned = Scanned { store_paths: Vec::with_capacity(results.len()), rebuilt: BTreeSet::new() };
         let mut problems = Vec::new();
         let mut first_file = 0;

@@ -114,21 +114,32 @@ impl Service<'_> {
         let queues =
             [(LOOKUP_WORKERS, Mutex::new(lookup_tasks)), (self.limits.makers.max(2), Mutex::new(making_tasks))];
         thread::scope(|scope| {
-            for (workers, tasks) in &queues {
+            let mut started = [0; 2];
+            for (count, (workers, tasks)) in started.iter_mut().zip(&queues) {
                 for _ in 0..*workers {
                     let (workshop, sender) = (&workshop, outcome_sender.clone());
-                    thread::Builder::new()
-                        .name("cache worker".to_owned())
-                        .spawn_scoped(scope, move || workshop.work(tasks, &sender))
-                        .map_err(system("start a thread"))?;
+                    let work = move || workshop.work(tasks, &sender);
+                    match thread::Builder::new().name("cache worker".to_owned()).spawn_scoped(scope, work) {
+                        Ok(_) => *count += 1,
+                        Err(error) if *count == 0 => return Err(system("start a thread")(error)),
+                        Err(_) => break,
+                    }
                 }
+            }
+            let [lookup_workers, makers] = started;
+            let wanted: usize = queues.iter().map(|(workers, _)| workers).sum();
+            if lookup_workers + makers < wanted {
+                let started = lookup_workers + makers;
+                report(&format!(
+                    "warning: only {started} of {wanted} threads could be started, so that requests wait longer"
+                ));
             }
             let mut server = Server {
                 service: self,
                 waker: &waker,
                 connections: Connections::default(),
-                lookups: Pool { scheduler: Scheduler::new(LOOKUP_WORKERS), tasks: lookups },
-                builds: Pool { scheduler: Scheduler::new(self.limits.makers.max(2)), tasks: builds },
+                lookups: Pool { scheduler: Scheduler::new(lookup_workers), tasks: lookups },
+                builds: Pool { scheduler: Scheduler::new(makers), tasks: builds },
                 jobs: HashMap::new(),
                 report,
             };

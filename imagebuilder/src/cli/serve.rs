@@ -92,6 +92,7 @@ fn serve_confined(
             "warning: this kernel has no Landlock, so the server can read all files that your user can",
         );
     }
+    super::warn_of_missing_threads();
     manager.ready();
     let content: Arc<dyn DiskContent> = Arc::new(content);
     Ok(serve(&content, listener, args.queues, program::output::message)?)

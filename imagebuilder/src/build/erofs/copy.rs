@@ -13,7 +13,7 @@ use crate::block_map::{BlockMap, Extent, FileId, Source};
 use crate::erofs::format::BLOCK_BYTES;
 use crate::progress::Progress;
 use crate::store_listing::StoreListing;
-use crate::threads::{for_disk, map_in_parallel};
+use crate::threads::{map_for_disk, map_in_parallel};
 use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,7 +39,7 @@ pub(super) fn copy(copy: &Copy<'_>, threads: usize, progress: &mut dyn Progress)
         .map(|number| number * CHUNK_BYTES..size_bytes.min((number + 1) * CHUNK_BYTES))
         .collect();
     for round in chunks.chunks(CHUNKS_PER_ROUND * threads) {
-        map_in_parallel(for_disk(threads), round, |chunk| copy.read_ahead(chunk.clone()));
+        map_for_disk(threads, round, |chunk| copy.read_ahead(chunk.clone()));
         for copied in map_in_parallel(threads, round, |chunk| copy.chunk(chunk.clone(), &shares)) {
             let bytes = copied?;
             progress.advance(bytes, 0, bytes);
