@@ -2,6 +2,7 @@
 
 mod become_hypervisor;
 mod clean_up;
+mod cpu_model;
 mod incoming;
 mod output;
 mod prepare;

@@ -55,6 +55,39 @@ impl Host {
 }
 
 #[test]
+fn a_cpu_that_qemu_does_not_have_and_memory_that_it_cannot_reserve_failed_after_everything_was_made() {
+    let host = Host::new();
+    for model in ["help", "?"] {
+        let printed = host.check(json!({"cpu": model}));
+        assert!(printed.contains("web: cpu: would print the models"), "{printed}");
+    }
+    let Ok(program) = launcher::programs::find_program(&"qemu-system-x86_64".into()) else {
+        return testing::missing("qemu-system-x86_64 is not installed");
+    };
+    let qemu = json!({"accelerator": "tcg", "program": program});
+    let volumes = json!([{"image": "var.img", "size": 1}]);
+    let mut cases = vec![
+        (json!({"cpu": "no-such-cpu"}), "cpu: unable to find CPU model 'no-such-cpu'; `"),
+        (json!({"cpu": "qemu64,+no-such"}), "cpu: Property 'qemu64-x86_64-cpu.no-such' not found; `"),
+        (json!({"cpu": "max,level=x"}), "Parameter 'level' expects uint64; `"),
+    ];
+    if fs::read_to_string("/proc/sys/vm/overcommit_memory").is_ok_and(|mode| mode.trim() == "0") {
+        cases.push((json!({"mem": 1 << 26}), "mem: qemu reserves all 67108864 MiB at the start"));
+        cases.push((json!({"hotplugMem": 1 << 26}), "hotplugMem: qemu reserves all 67108864 MiB at the start"));
+    }
+    for (mut fields, reason) in cases {
+        fields["qemu"] = qemu.clone();
+        fields["volumes"] = volumes.clone();
+        assert_refused_by_both(&host, &[], &fields, reason);
+        assert!(!host.path("var.img").exists() && !host.path("web.suspended").exists(), "{fields}");
+    }
+    for model in ["qemu64,-svm", "max"] {
+        let (succeeded, printed) = host.say(&["check", "--host"], json!({"cpu": model, "qemu": qemu}));
+        assert!(succeeded, "{printed}");
+    }
+}
+
+#[test]
 fn a_directory_without_huge_pages_in_extra_arguments_was_found_by_kvmtool_only() {
     let host = Host::new();
     let directory = host.path("pages");

@@ -126,12 +126,15 @@ impl Prepared {
         let preparation = Preparation { launch, interruption, identity: identity.as_ref() };
         let runtime = lock.runtime();
         require_no_own_file(launch, &runtime)?;
+        // The commands may create what is missing, and a new state directory contains nothing.
+        let is_checked = launch.needs.pre_start.is_empty() && launch.working_directory.as_path().is_dir();
+        if is_checked {
+            preparation.require_nothing_missing(lowered)?;
+        }
         preparation.make_directories()?;
         preparation.run_pre_start()?;
-        let mut problems = missing(launch, CheckTime::Start);
-        problems.extend(resources::unavailable(lowered, identity.as_ref()));
-        if !problems.is_empty() {
-            return Err(RunError::Missing(problems));
+        if !is_checked {
+            preparation.require_nothing_missing(lowered)?;
         }
         // The commands may have made links.
         require_no_own_file(launch, &runtime)?;
@@ -217,6 +220,12 @@ impl Preparation<'_> {
                 locked => return Ok(locked?),
             }
         }
+    }
+
+    fn require_nothing_missing(&self, lowered: &Lowered<'_>) -> Result<(), RunError> {
+        let mut problems = missing(self.launch, CheckTime::Start);
+        problems.extend(resources::unavailable(lowered, self.identity));
+        if problems.is_empty() { Ok(()) } else { Err(RunError::Missing(problems)) }
     }
 
     fn absolute(&self, path: &HostPath) -> HostPath {

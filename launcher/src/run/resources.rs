@@ -1,10 +1,10 @@
 //! What the machine needs of the host besides files and devices: ports, and memory that it may lock. The hypervisor or passt
 //! would fail without it, after everything else has been created.
 
-use super::Lowered;
+use super::{Lowered, cpu_model};
 use crate::host::HostProblem;
 use crate::programs::find_program_of_machine;
-use crate::spec::{DeviceBus, ForwardFrom, ForwardPort, Protocol};
+use crate::spec::{DeviceBus, ForwardFrom, ForwardPort, Hypervisor, Protocol};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use program::user::Identity;
 use rustix::fs::getxattr;
@@ -18,6 +18,8 @@ use std::path::Path;
 pub(super) fn unavailable(lowered: &Lowered<'_>, identity: Option<&Identity>) -> Vec<HostProblem> {
     let mut found = unusable_ports(&lowered.spec.forward_ports);
     found.extend(too_little_locked_memory(lowered, identity));
+    found.extend(too_little_memory(lowered));
+    found.extend(cpu_model::unsupported(lowered, identity));
     found
 }
 
@@ -49,6 +51,35 @@ fn unusable_ports(forward_ports: &[ForwardPort]) -> Vec<HostProblem> {
         });
     }
     found
+}
+
+/// qemu reserves the guest's memory when it starts, and the kernel refuses more at once than the host has: `obvious
+/// overcommits` in Documentation/mm/overcommit-accounting.rst. The other hypervisors do not reserve it.
+fn too_little_memory(lowered: &Lowered<'_>) -> Option<HostProblem> {
+    let mode = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").ok()?;
+    let memory = &lowered.spec.memory;
+    if lowered.launch.hypervisor != Hypervisor::Qemu || memory.huge_pages || mode.trim() == "1" {
+        return None;
+    }
+    let host_mib = memory_and_swap_mib(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
+    let hotplug = memory.hotplug.as_ref().map(|hotplug| ("hotplugMem", hotplug.max_mib));
+    let regions = std::iter::once(("mem", memory.mem_mib)).chain(hotplug);
+    regions.filter(|(_, mib)| *mib > host_mib).map(|(option, mib)| HostProblem {
+        option: option.to_owned(),
+        message: format!(
+            "qemu reserves all {mib} MiB at the start, but this host has only {host_mib} MiB of memory and swap space; use less, or \
+             set vm.overcommit_memory to 1"
+        ),
+    }).next()
+}
+
+/// Returns the sum in the text of /proc/meminfo.
+fn memory_and_swap_mib(meminfo: &str) -> Option<u64> {
+    let kib = |name: &str| {
+        let value = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix(" kB"));
+        value?.trim().parse::<u64>().ok()
+    };
+    Some((kib("MemTotal:")? + kib("SwapTotal:")?) >> 10)
 }
 
 /// VFIO locks the guest's whole memory, which beyond the limit needs a capability.
@@ -115,6 +146,13 @@ mod tests {
             }
         });
         without_capability.join().unwrap();
+    }
+
+    #[test]
+    fn the_memory_of_the_host_includes_its_swap_space() {
+        let text = "MemTotal:       24684104 kB\nMemFree:          1 kB\nSwapTotal:       1048576 kB\n";
+        assert_eq!(memory_and_swap_mib(text), Some(24_105 + 1024));
+        assert_eq!(memory_and_swap_mib("MemTotal: 1 kB\n"), None);
     }
 
     #[test]

@@ -14,6 +14,10 @@ pub(super) fn check(spec: &MachineSpec, findings: &mut Findings) {
     if spec.cpu.as_deref().is_some_and(str::is_empty) {
         findings.problem("cpu", "must not be empty; null means the host's CPU");
     }
+    let model = spec.cpu.as_deref().and_then(|cpu| cpu.split(',').next());
+    if model.is_some_and(|model| matches!(model, "help" | "?")) {
+        findings.problem("cpu", "would print the models that the hypervisor has, instead of starting the machine");
+    }
     check_memory(spec, findings);
     if let Some(user) = &spec.user {
         findings.require("user", names::user(user));
@@ -44,9 +48,10 @@ fn check_memory(spec: &MachineSpec, findings: &mut Findings) {
     } else if spec.mem_mib < 32 {
         findings.warning("mem", "Linux with its initrd rarely boots with less than 32 MiB");
     }
-    // 4 PiB is the largest address space of current CPUs. A larger value is probably in the wrong unit.
+    // A process has an address space of 128 TiB: Documentation/arch/x86/x86_64/mm.rst. A larger value is probably in the wrong
+    // unit.
     for (option, mib) in [("mem", spec.mem_mib), ("hotplugMem", spec.hotplug_mem_mib)] {
-        if mib > 1 << 32 {
+        if mib >= 1 << 27 {
             findings.problem(option, format!("{mib} MiB is more than a machine can have; the unit is MiB"));
         }
     }
