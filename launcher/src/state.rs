@@ -312,6 +312,8 @@ impl MachineState {
     /// Returns [`StateError::Running`], [`StateError::Starting`], or [`StateError::File`].
     pub fn lock_for_start(&self, working_directory: &Path) -> Result<StartLock, StateError> {
         let failed = |path: &Path, source| StateError::File { path: path.to_owned(), source };
+        // Before the records become root's: a supervisor of another user still needs them.
+        self.require_stopped(working_directory)?;
         let directory =
             Directory::make(&self.directory, 0o750, None).map_err(|error| failed(&self.directory, error))?;
         own_records(&directory).map_err(|error| failed(&self.directory, error))?;

@@ -92,7 +92,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
     use crate::state::tests::running;
-    use crate::state::{ProcessIdentity, RunningMachine, RuntimeDirectory};
+    use crate::state::{ProcessIdentity, RunningMachine, RuntimeDirectory, StateError};
     use nix::unistd::{Uid, chown};
     use std::fs;
     use std::os::unix::fs::MetadataExt;
@@ -159,5 +159,26 @@ mod tests {
         let _lock = machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
         assert_eq!(fs::metadata(machine.directory()).unwrap().uid(), 0);
         assert_eq!(machine.other_recorder().unwrap(), None);
+    }
+
+    #[test]
+    fn a_refused_start_by_root_took_the_records_from_the_user_whose_machine_runs() {
+        if !nix::unistd::geteuid().is_root() {
+            return testing::skipped("only root can give files away");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
+        fs::create_dir(machine.directory()).unwrap();
+        let stranger = Uid::from_raw(65534);
+        let (mut child, process) = process_of(stranger);
+        machine.write_running(&RunningMachine { supervisor: Some(process), ..running(process) }).unwrap();
+        for path in [machine.file("process.json"), machine.directory().to_owned()] {
+            chown(&path, Some(stranger), None).unwrap();
+        }
+        let refused = machine.lock_for_start(Path::new("/var/lib/web")).unwrap_err();
+        assert!(matches!(refused, StateError::Running { .. }), "{refused}");
+        assert_eq!(fs::metadata(machine.directory()).unwrap().uid(), stranger.as_raw());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }
