@@ -313,16 +313,18 @@ fn watched_signals() -> SigSet {
     signals
 }
 
-/// Ends a child and its process group: with SIGTERM, then with SIGKILL.
+/// Ends a child and its process group: with SIGTERM, then with SIGKILL if any of these processes has not ended in time.
 pub fn end_group(child: &mut Child) {
-    let Ok(group) = i32::try_from(child.id()) else { return };
-    for (signal, timeout) in [(Signal::SIGTERM, GRACE_PERIOD), (Signal::SIGKILL, GRACE_PERIOD)] {
-        if killpg(Pid::from_raw(group), signal) == Err(Errno::ESRCH) {
+    let Ok(group) = i32::try_from(child.id()).map(Pid::from_raw) else { return };
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        if killpg(group, signal) == Err(Errno::ESRCH) {
             break;
         }
-        let end = Instant::now() + timeout;
+        let end = Instant::now() + GRACE_PERIOD;
         while Instant::now() < end {
-            if !matches!(child.try_wait(), Ok(None)) {
+            let has_ended = !matches!(child.try_wait(), Ok(None));
+            // A shell ends before what it runs, which still cleans up or ignores SIGTERM. Nothing survives SIGKILL.
+            if has_ended && (signal == Signal::SIGKILL || killpg(group, None).is_err()) {
                 return;
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -416,6 +418,18 @@ mod tests {
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(gone(), "process {sleeper} is still running");
+    }
+
+    #[test]
+    fn a_process_that_ignores_sigterm_is_killed_although_its_parent_has_ended() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "(trap '' TERM; echo; exec sleep 600) & wait"]).process_group(0).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut output = child.stdout.take().unwrap();
+        assert_eq!(output.read(&mut [0; 1]).unwrap(), 1);
+        end_group(&mut child);
+        // The end of the output: its last writer has ended.
+        assert_eq!(output.read(&mut [0; 1]).unwrap(), 0);
     }
 
     #[test]

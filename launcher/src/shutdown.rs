@@ -117,23 +117,21 @@ pub fn stop(target: &StopTarget<'_>, timeout: Duration, message: &mut dyn FnMut(
     machine.force_stop(message)
 }
 
-/// Ends a start by sending SIGTERM to the launcher, which then removes what it has created. After `timeout`, kills the
-/// launcher. Also returns if the machine is running after all because the signal came too late.
+/// Ends a start by sending SIGTERM to the launcher, which then removes what it has created. If it has not ended after
+/// `timeout`, or after the time that this takes if that is longer, kills the launcher. Also returns if the machine is running after all because the signal came too late.
 ///
 /// # Errors
 /// Returns [`StopError`].
 pub fn end_start(state: &MachineState, timeout: Duration, message: &mut dyn FnMut(&str)) -> Result<Stopped, StopError> {
     let Activity::Starting(machine) = state.activity()? else { return Ok(Stopped::WasNotRunning) };
     let (launcher, name) = (machine.launcher, state.name());
+    let for_launcher = timeout.max(TERMINATION_TIMEOUT);
     for (signal, outcome, timeout) in
-        [(Signal::SIGTERM, Stopped::Forced, timeout), (Signal::SIGKILL, Stopped::Killed, TERMINATION_TIMEOUT)]
+        [(Signal::SIGTERM, Stopped::Forced, for_launcher), (Signal::SIGKILL, Stopped::Killed, TERMINATION_TIMEOUT)]
     {
         if signal == Signal::SIGKILL {
-            message(&format!(
-                "the start has not ended within {} s; killing process {}",
-                timeout.as_secs(),
-                launcher.pid
-            ));
+            let seconds = for_launcher.as_secs();
+            message(&format!("the start has not ended within {seconds} s; killing process {}", launcher.pid));
         }
         let failed = |source| StopError::Signal { name: name.to_owned(), pid: launcher.pid, source };
         launcher.signal(signal).map_err(failed)?;

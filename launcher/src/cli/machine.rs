@@ -109,11 +109,11 @@ pub(crate) fn find_by_name(name: &str, runtime: &RuntimeDirectory) -> Result<Kno
     state.own_records_of_root().map_err(failed)?;
     let activity = state.activity().map_err(failed)?;
     let launch = state.last_launch().map_err(failed)?;
-    if launch.is_none() && of_host.is_none() && activity == Activity::Stopped {
-        // A start that failed early leaves an entry with this very name.
+    // A start that failed or was cancelled early leaves an entry, and no launch.
+    let is_known = launch.is_some() || of_host.is_some() || state.directory().is_dir();
+    if !is_known && activity == Activity::Stopped {
         let known = runtime.machine_names().map_err(failed)?;
-        let known = known.iter().map(String::as_str).filter(|known| *known != name);
-        let hint = match program::spelling::nearest(name, known) {
+        let hint = match program::spelling::nearest(name, known.iter().map(String::as_str)) {
             Some(near) => format!("did you mean `{near}`?"),
             None => format!("the machines that were started are listed in {}", runtime.path().display()),
         };

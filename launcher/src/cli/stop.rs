@@ -130,6 +130,7 @@ fn stop_machine(machine: &KnownMachine, timeout: Duration) -> Result<(), Failure
     clean_up(machine, running)?;
     message(&match stopped {
         Stopped::WasNotRunning => format!("{name} is not running"),
+        Stopped::Gracefully if is_suspended(launch) => format!("{name} was suspended by another command"),
         Stopped::Gracefully => format!("{name} has shut down"),
         Stopped::Forced => format!("{name} was ended"),
         Stopped::Killed => format!("{name} was killed"),

@@ -72,6 +72,20 @@ fn a_stop_while_a_command_runs_before_the_start_ends_the_start() {
 }
 
 #[test]
+fn a_stop_with_a_timeout_of_zero_leaves_no_step_of_the_start_and_a_second_one_succeeds() {
+    let before = json!({"preStart": [["sh", "-c", "trap '' TERM; echo $$ > step; while :; do sleep 1; done"]]});
+    let Some(machine) = scripted_machine("echo the hypervisor runs > started", before) else { return };
+    let mut running = machine.start(&["--supervise"]);
+    let step = wait_for_file(&machine.path("step"), &running);
+    let stop = machine.output(&["stop", "web", "--timeout", "0"]);
+    assert_eq!(messages(&stop), "web was starting; its start was cancelled\n");
+    assert_eq!(running.end().code(), Some(130), "{}", running.messages());
+    assert!(!is_alive(&step) && !machine.path("started").exists());
+    let again = machine.output(&["stop", "web"]);
+    assert_eq!((again.status.code(), messages(&again).as_str()), (Some(0), "web is not running\n"));
+}
+
+#[test]
 fn a_stop_while_the_store_disk_is_built_ends_the_start() {
     end_the_start(json!({"storeDisk": {"plan": "plan.json", "builder": "./builder"}}));
 }

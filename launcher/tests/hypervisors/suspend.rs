@@ -8,7 +8,7 @@ use crate::machine::{Running, TestMachine, find_on_path, missing, skipped};
 use launcher::spec::{Hypervisor, MachineSpec};
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -78,6 +78,28 @@ fn resume(machine: &TestMachine) -> Running<'_> {
     type_line(machine, "again");
     running.wait_for("typed [again]");
     running
+}
+
+#[test]
+fn a_stop_that_waited_while_another_command_suspended_the_machine_says_so() {
+    let Some((machine, _)) = waiting_machine(Hypervisor::Firecracker) else { return };
+    let mut running = machine.start(&["--supervise"]);
+    running.wait_for("waiting");
+    // More connections than firecracker accepts, so that the request fails.
+    let others: Vec<_> = (0..20).map(|_| UnixStream::connect(machine.path("web.sock")).unwrap()).collect();
+    let mut stop = machine.microvm(&["stop", "web", "--timeout", "250"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut messages = stop.stderr.take().unwrap();
+    assert!(messages.read(&mut [0; 512]).unwrap() > 0);
+    let signal = |name: &str| Command::new("kill").args(["-s", name, &stop.id().to_string()]).status().unwrap();
+    assert!(signal("STOP").success());
+    drop(others);
+    suspend(&machine, &mut running);
+    assert!(signal("CONT").success());
+    let mut last = String::new();
+    messages.read_to_string(&mut last).unwrap();
+    assert!(last.ends_with("web was suspended by another command\n"), "{last}");
+    assert!(stop.wait().unwrap().success());
+    assert!(machine.path(SAVED).exists());
 }
 
 fn suspend_and_resume(hypervisor: Hypervisor) {
