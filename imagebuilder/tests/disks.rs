@@ -114,6 +114,37 @@ fn a_disk_too_small_for_the_image_is_an_error_and_nothing_remains() {
 }
 
 #[test]
+fn an_image_that_fitted_on_a_disk_without_a_cache_did_not_fit_when_its_packs_were_there() {
+    let workspace = workspace();
+    for options in ["", "--verity", "--format erofs", "--format erofs --verity"] {
+        workspace
+            .run(format!("build --paths-from b --store-dir store --no-cache -q -o right {options}").trim())
+            .success();
+        let image = u32::try_from(fs::metadata(workspace.path("right")).unwrap().len().div_ceil(1024)).unwrap();
+        // The packs are about as large as the image, so all of these are full with both.
+        for kibibytes in [image - 8, image, image + 4, image + 8, image + 40, image * 3 / 2, image * 2 - 8, image * 2] {
+            let script = format!(
+                "try() {{ \"$0\" build --paths-from b --store-dir store -q -j2 {options} \"$@\" 2>>errors && code=0 || code=1; }}\n\
+                 check() {{ [ $code = 1 ] || cmp small/image right; rm -f small/image*; }}\n\
+                 head -c 8192 /dev/zero >small/records; try --no-cache -o small/image; without=$code; check\n\
+                 rm small/records\n\
+                 try --cache small/cache -o small/image; first=$code; check\n\
+                 rm -rf small/cache; try --cache small/cache -o other; rm -f other*\n\
+                 try --cache small/cache -o small/image; second=$code; check\n\
+                 echo $without $first $second"
+            );
+            let Some(output) = on_small_disk(&workspace, kibibytes, &script) else { return };
+            assert_succeeded(&output);
+            let codes = String::from_utf8(output.stdout).unwrap();
+            let codes: Vec<&str> = codes.lines().last().unwrap().split(' ').collect();
+            // A cache keeps its records of images, but nothing else.
+            let fits = codes[0] == "0";
+            assert!(!fits || codes == ["0", "0", "0"], "{options} on {kibibytes} KiB: {codes:?}, image {image} KiB");
+        }
+    }
+}
+
+#[test]
 fn a_limit_of_the_size_of_files_ended_the_program_without_a_message() {
     let workspace = workspace();
     // In 512 bytes, or in 1024 with some shells: less than a pack and an image.

@@ -404,7 +404,7 @@ impl WriteBack {
 }
 
 /// Returns whether the disk or the user's quota is full.
-fn is_full(error: &io::Error) -> bool {
+pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 

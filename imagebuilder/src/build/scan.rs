@@ -27,6 +27,13 @@ pub(super) struct Scanned {
     pub(super) rebuilt: BTreeSet<usize>,
 }
 
+impl Scanned {
+    /// Returns whether the build keeps packs open.
+    pub(super) fn has_open_packs(&self) -> bool {
+        self.store_paths.iter().any(|store_path| store_path.pack().is_some() || store_path.earlier.is_some())
+    }
+}
+
 /// Looks up packs, and lists store paths without one.
 pub(super) struct Scanner<'a> {
     plan: &'a ImagePlan,
@@ -121,10 +128,22 @@ impl<'a> Scanner<'a> {
 
     /// Lists the store paths of packs that turned out to be damaged.
     pub(super) fn scan_again(&self, scanned: &mut Scanned, damaged: &BTreeSet<usize>) -> Result<(), BuildError> {
-        for number in damaged {
-            let store_path = self.list(&scanned.store_paths[*number].planned)?;
-            scanned.store_paths[*number].data = store_path.data;
-            scanned.rebuilt.insert(*number);
+        scanned.rebuilt.extend(damaged);
+        self.list_again(scanned, damaged.iter().copied())
+    }
+
+    /// Closes all packs, and lists their store paths.
+    pub(super) fn give_packs_up(&self, scanned: &mut Scanned) -> Result<(), BuildError> {
+        scanned.store_paths.iter_mut().for_each(|store_path| store_path.earlier = None);
+        let is_packed = |number: &usize| scanned.store_paths[*number].pack().is_some();
+        let packed: Vec<usize> = (0..scanned.store_paths.len()).filter(is_packed).collect();
+        self.list_again(scanned, packed.into_iter())
+    }
+
+    fn list_again(&self, scanned: &mut Scanned, numbers: impl Iterator<Item = usize>) -> Result<(), BuildError> {
+        for number in numbers {
+            let store_path = self.list(&scanned.store_paths[number].planned)?;
+            scanned.store_paths[number].data = store_path.data;
         }
         let mut first_file = 0;
         for store_path in &mut scanned.store_paths {

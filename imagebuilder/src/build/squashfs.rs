@@ -1,13 +1,15 @@
 //! Builds a squashfs image: scans the store paths, writes their blocks, and then the tables.
 
 use super::new_pack::{CacheKeeper, PackKeeper};
-use super::output::ImageFile;
+use super::output::{ImageFile, OutputError, is_full};
 use super::packed_ranges::{PackInImage, PackedRange};
 use super::places::Places;
 use super::scan::Scanner;
 use super::sequence::Sequenced;
 use super::source::{InputPath, PathData};
-use super::{BuildError, BuildOptions, CacheTrust, NewImage, REPORT_VERSION, Target, cache_warning, write_blocks};
+use super::{
+    BuildError, BuildOptions, CacheTrust, NewImage, REPORT_VERSION, Target, cache_warning, share_a_disk, write_blocks,
+};
 use crate::cache::{Cache, CacheError};
 use crate::open_files::OpenFiles;
 use crate::pack::Pack;
@@ -63,9 +65,20 @@ impl SquashfsBuild<'_> {
         let beginning = begin(self.settings);
         let done = loop {
             progress.begin(Phase::Blocks, report.input_bytes);
-            output.write_at(&mut [IoSlice::new(&beginning)], 0)?;
             let image = (output, beginning.len() as u64);
-            let done = self.write_blocks(&scanned.store_paths, image, &open_files, progress)?;
+            let written = output
+                .write_at(&mut [IoSlice::new(&beginning)], 0)
+                .map_err(BuildError::from)
+                .and_then(|()| self.write_blocks(&scanned.store_paths, image, &open_files, progress));
+            let done = match written {
+                Err(error) if self.is_out_of_space(&error) && scanned.has_open_packs() => {
+                    progress.warn("the disk is full: packs are removed from the cache, and the build takes longer");
+                    scanner.give_packs_up(&mut scanned)?;
+                    output.restart()?;
+                    continue;
+                }
+                written => written?,
+            };
             if done.damaged.is_empty() {
                 break done;
             }
@@ -92,6 +105,14 @@ impl SquashfsBuild<'_> {
         free_in_background(scanned.store_paths);
         (report.work_seconds, report.slowest_paths) = (done.work_seconds, done.slowest_paths);
         Ok((report, packs))
+    }
+
+    /// Returns whether the disk is full, and removing packs from the cache frees space on it: that of packs that this build
+    /// reads is free only after it has closed them.
+    fn is_out_of_space(&self, error: &BuildError) -> bool {
+        let is_full = matches!(error, BuildError::Output(OutputError::Io { source, .. }) if is_full(source));
+        let directory = self.options.cache.as_ref().filter(|_| is_full && self.cache.is_some());
+        directory.is_some_and(|directory| share_a_disk(directory, &self.options.output))
     }
 
     fn write_blocks(

@@ -185,14 +185,19 @@ fn remove_former(directory: &Path, collection: GcMode, collected: &mut GcReport)
     Ok(())
 }
 
-/// Removes the least recently used packs, at least `bytes` bytes and at least [`MIN_TRIM_BYTES`]. Returns whether
-/// something was removed.
+/// Removes the least recently used packs, at least `bytes` bytes and at least [`MIN_TRIM_BYTES`], or hashes of blocks if
+/// there are no packs. Returns whether something was removed.
 pub(super) fn trim(root: &Path, bytes: u64) -> bool {
-    let mut entries = list(&root.join("packs")).unwrap_or_default();
+    let wanted = bytes.max(MIN_TRIM_BYTES);
+    ["packs", BLOCK_HASHES, FILE_HASHES].into_iter().any(|name| remove_oldest(&root.join(name), wanted))
+}
+
+fn remove_oldest(directory: &Path, wanted_bytes: u64) -> bool {
+    let mut entries = list(directory).unwrap_or_default();
     entries.sort_by(|a, b| a.used.cmp(&b.used).then_with(|| a.path.cmp(&b.path)));
-    let (wanted, mut removed) = (bytes.max(MIN_TRIM_BYTES), 0);
+    let mut removed = 0;
     for entry in entries {
-        if removed >= wanted {
+        if removed >= wanted_bytes {
             break;
         }
         if fs::remove_file(&entry.path).is_ok() {
