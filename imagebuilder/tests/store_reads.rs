@@ -16,8 +16,9 @@ const ONE: &str = "3aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-one";
 const TWO: &str = "4aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-two";
 const SPARSE: &str = "5aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-sparse";
 
-/// What four places of a file take, which are compared before a large file counts as equal to another one.
-const SAMPLES_BYTES: u64 = 4 * 4096;
+/// Four places of a file, which are compared before a large file counts as equal to another one, and single bytes, which are
+/// read to find out whether the file is in memory.
+const SAMPLES_BYTES: u64 = 4 * 4096 + 16;
 /// Larger than the ranges in which large files are read.
 const LARGE_BYTES: usize = 9 << 20;
 
