@@ -88,6 +88,30 @@ fn a_cpu_that_qemu_does_not_have_and_memory_that_it_cannot_reserve_failed_after_
 }
 
 #[test]
+fn a_fifo_in_the_place_of_a_file_kept_the_hypervisor_waiting_and_a_directory_was_locked_and_reported_twice() {
+    let host = Host::new();
+    nix::unistd::mkfifo(&host.path("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::create_dir(host.path("directory")).unwrap();
+    for (fields, option) in [
+        (json!({"kernel": "fifo"}), "kernel"),
+        (json!({"initrd": "fifo"}), "initrd"),
+        (json!({"storeDisk": {"image": "fifo"}}), "storeDisk.image"),
+        (json!({"credentialFiles": {"a": "fifo"}}), "credentialFiles.a"),
+    ] {
+        assert_refused_by_both(&host, &[], &fields, &format!("{option}: {}", host.path("fifo").display()));
+    }
+    for (image, reason) in [("fifo", "neither a file nor a block device"), ("directory", "Is a directory")] {
+        let fields = json!({
+            "hypervisor": "kvmtool", "kvmtool": {"program": "/bin/true"}, "volumes": [{"image": image, "autoCreate": false}],
+        });
+        assert_refused_by_both(&host, &[], &fields, reason);
+        let printed = host.check(fields);
+        assert_eq!(printed.matches(reason).count(), 1, "{printed}");
+        assert!(!host.path(&format!("{image}.lock")).exists());
+    }
+}
+
+#[test]
 fn a_directory_without_huge_pages_in_extra_arguments_was_found_by_kvmtool_only() {
     let host = Host::new();
     let directory = host.path("pages");

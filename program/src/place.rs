@@ -613,7 +613,11 @@ fn to_mode(mode: u32) -> Mode {
     Mode::from_bits_truncate(mode)
 }
 
-fn require_file(stat: &FileStat) -> io::Result<()> {
+/// Refuses what is neither a regular file nor a block device: opening a FIFO waits for another process.
+///
+/// # Errors
+/// Names the kind of a directory and of a symbolic link.
+pub fn require_file(stat: &FileStat) -> io::Result<()> {
     match stat.st_mode & S_IFMT {
         S_IFREG | S_IFBLK => Ok(()),
         S_IFLNK => Err(io::Error::other("this is a symbolic link, which is not followed here; remove it")),

@@ -20,6 +20,7 @@ use program::user::Identity;
 use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -251,6 +252,10 @@ impl Problems<'_> {
             Ok(metadata) if metadata.is_dir() != wants_directory => {
                 let wanted = if wants_directory { "is not a directory" } else { "is a directory, not a file" };
                 self.add(&need.option, format!("{path} {wanted}"));
+            }
+            // Opening a FIFO waits for a writer.
+            Ok(metadata) if !wants_directory && !metadata.is_file() && !metadata.file_type().is_block_device() => {
+                self.add(&need.option, format!("{path} is neither a file nor a block device"));
             }
             Ok(_) => {
                 if let Err(errno) = accessible(path.as_path(), flags) {

@@ -15,7 +15,7 @@ use crate::programs::{find_program, find_program_of_machine};
 use crate::readiness::ServiceManager;
 use crate::share_view;
 use crate::side_processes::SideProcesses;
-use crate::sockets::remove_stale;
+use crate::sockets::{remove_stale, require_stale};
 use crate::spec::Hypervisor;
 use crate::state::{RuntimeDirectory, StartLock};
 use crate::store_disk;
@@ -130,6 +130,9 @@ impl Prepared {
         let is_checked = launch.needs.pre_start.is_empty() && launch.working_directory.as_path().is_dir();
         if is_checked {
             preparation.require_nothing_missing(lowered)?;
+            for socket in launch.needs.sockets_to_clear() {
+                require_stale(preparation.absolute(socket).as_path())?;
+            }
         }
         preparation.make_directories()?;
         preparation.run_pre_start()?;

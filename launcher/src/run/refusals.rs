@@ -7,7 +7,7 @@ use super::prepare::{lock_request, read_seal, trusted_program};
 use super::{Lowered, resources, vsock};
 use crate::host::HostProblem;
 use crate::isolation::is_confined;
-use crate::launch::{Launch, NotificationSocket};
+use crate::launch::{Launch, NotificationSocket, ProbedFormat};
 use crate::network;
 use crate::own_files::own_files_in_use;
 use crate::path::HostPath;
@@ -27,6 +27,7 @@ use nix::unistd::{AccessFlags, faccessat};
 use program::place::{Directory, Place};
 use program::user::Identity;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 /// Returns what [`super::run`] would refuse to start the machine for, apart from what [`crate::host::missing`] finds. For a
@@ -179,7 +180,15 @@ impl Refusals<'_> {
                 }
             }
         }
-        for disk in &launch.needs.probed_formats {
+        let is_file = |disk: &&ProbedFormat| {
+            self.absolute(&disk.image)
+                .as_path()
+                .metadata()
+                .is_ok_and(|found| found.is_file() || found.file_type().is_block_device())
+        };
+        // Others are reported with the volumes and the store disk.
+        let probed: Vec<_> = launch.needs.probed_formats.iter().filter(is_file).collect();
+        for disk in probed {
             match check_format(disk, &launch.working_directory, launch.hypervisor) {
                 // It is created, or reported as missing.
                 Err(VolumeError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}

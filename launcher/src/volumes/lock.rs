@@ -31,7 +31,7 @@ use nix::sys::stat::{FileStat, Mode, fchmod, fstat, major, minor};
 use nix::sys::statfs::{FsType, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, fstatfs};
 use nix::unistd::{Gid, Pid, Uid, fchown, geteuid, gethostname};
 use program::escape::one_line;
-use program::place::{Directory, Place};
+use program::place::{Directory, Place, require_file};
 use program::user::Identity;
 use rustix::fs::{FlockOperation, flock as flock_file};
 use std::fmt;
@@ -222,6 +222,10 @@ pub fn lock_volumes(volumes: &[VolumeNeed], request: LockRequest<'_>) -> Result<
             place => place.map_err(failed)?,
         };
         let image = place.stat().map_err(failed)?;
+        if let Some(stat) = &image {
+            // Before a lock file is made beside it.
+            require_file(stat).map_err(failed)?;
+        }
         let number = image.as_ref().map(|stat| (stat.st_dev, stat.st_ino));
         // Missing directories have just been created, so this is known for images that do not exist yet, too.
         let file = file_at(path.as_path());
