@@ -12,6 +12,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// Replaces an entry of the cache; the second path is a file outside of the cache.
@@ -232,4 +233,48 @@ fn an_output_that_is_a_symlink_is_replaced_and_its_target_is_unchanged() {
     target.assert_built("link");
     assert!(!fs::symlink_metadata(target.workspace.path("link")).unwrap().is_symlink());
     assert_eq!(fs::metadata(target.workspace.path("link")).unwrap().nlink(), 1);
+}
+
+#[test]
+fn a_cache_that_is_removed_replaced_and_damaged_during_builds_only_makes_them_slower() {
+    let target = &Target::new();
+    let cache = target.workspace.path("cache");
+    let remove = |path: &Path| match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => _ = fs::remove_dir_all(path),
+        Ok(_) => _ = fs::remove_file(path),
+        Err(_) => {}
+    };
+    let running = &AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in (0..).take_while(|_| running.load(Ordering::Relaxed)) {
+                // Each may fail, because a build changes the cache at the same time.
+                match number % 7 {
+                    0 => remove(&cache),
+                    1 => _ = fs::rename(&cache, target.workspace.path(&format!("former-{number}"))),
+                    2 => _ = fs::write(&cache, "no directory"),
+                    3 => _ = symlink("victim", &cache),
+                    4 => remove(&cache.join("v2/packs")),
+                    5 => remove(&cache.join("v2")),
+                    _ => {
+                        let packs = fs::read_dir(cache.join("v2/packs")).into_iter().flatten().flatten();
+                        for pack in packs.flat_map(|settings| fs::read_dir(settings.path())).flatten().flatten() {
+                            _ = fs::File::options().write(true).open(pack.path()).and_then(|pack| pack.set_len(50));
+                        }
+                    }
+                }
+                // At another moment of a build each time.
+                std::thread::sleep(Duration::from_millis(number % 11));
+            }
+        });
+        let outputs: Vec<Output> = (0..60).map(|number| target.build(&format!("image-{number}"))).collect();
+        running.store(false, Ordering::Relaxed);
+        for (number, output) in outputs.into_iter().enumerate() {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(0), "{stderr}");
+            assert!(stderr.lines().all(|line| line.starts_with("warning: ")), "{stderr}");
+            assert!(target.workspace.read(&format!("image-{number}")) == target.image, "{stderr}");
+        }
+    });
+    assert_eq!(target.workspace.read("victim"), b"precious");
 }
