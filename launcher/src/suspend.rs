@@ -127,8 +127,10 @@ pub enum SuspendError {
         /// Why the machine could not be saved.
         source: Box<SuspendError>,
     },
-    /// The machine could not be saved, and could not be continued either.
-    #[error("{machine} is paused and cannot be continued: {source}; it could not be saved: {reason}")]
+    /// The machine could not be saved, and could not be continued either. It runs if the request to pause it has failed.
+    #[error(
+        "{machine} could not be saved: {reason}; it may still be paused, because it could not be continued: {source}"
+    )]
     StillPaused {
         /// The machine.
         machine: String,

@@ -102,6 +102,21 @@ fn a_stop_that_waited_while_another_command_suspended_the_machine_says_so() {
     assert!(machine.path(SAVED).exists());
 }
 
+#[test]
+fn a_machine_whose_control_socket_is_busy_is_not_said_to_be_paused() {
+    let Some((machine, _)) = waiting_machine(Hypervisor::Qemu) else { return };
+    let mut running = machine.start(&["--supervise"]);
+    running.wait_for("waiting");
+    let mut other = UnixStream::connect(machine.path("web.sock")).unwrap();
+    assert!(other.read(&mut [0; 1024]).unwrap() > 0);
+    let failed = machine.output(&["suspend", "web"]);
+    assert_eq!(failed.status.code(), Some(1));
+    let expected = "no answer in time; it may still be paused, because it could not be continued: ";
+    assert!(text(&failed).contains(expected), "{}", text(&failed));
+    drop(other);
+    suspend(&machine, &mut running);
+}
+
 fn suspend_and_resume(hypervisor: Hypervisor) {
     let Some((machine, mut spec)) = machine_with_volume(hypervisor) else { return };
     let mut running = machine.start(&["--supervise"]);
