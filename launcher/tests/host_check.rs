@@ -100,6 +100,19 @@ fn a_fifo_in_the_place_of_a_file_kept_the_hypervisor_waiting_and_a_directory_was
     ] {
         assert_refused_by_both(&host, &[], &fields, &format!("{option}: {}", host.path("fifo").display()));
     }
+    fs::write(host.path("empty"), "").unwrap();
+    let empty = format!("{} is empty, which ", host.path("empty").display());
+    for (hypervisor, fields) in [
+        ("firecracker", json!({"initrd": "empty"})),
+        ("crosvm", json!({"initrd": "empty"})),
+        ("kvmtool", json!({"storeDisk": {"image": "empty"}})),
+        ("kvmtool", json!({"volumes": [{"image": "empty", "autoCreate": false}]})),
+    ] {
+        let mut fields = fields;
+        fields["hypervisor"] = json!(hypervisor);
+        fields[hypervisor] = json!({"program": "/bin/true"});
+        assert_refused_by_both(&host, &[], &fields, &empty);
+    }
     for (image, reason) in [("fifo", "neither a file nor a block device"), ("directory", "Is a directory")] {
         let fields = json!({
             "hypervisor": "kvmtool", "kvmtool": {"program": "/bin/true"}, "volumes": [{"image": image, "autoCreate": false}],

@@ -283,6 +283,7 @@ fn options_of_the_spec_cannot_be_given_to_cloud_hypervisor_again() {
         (["--cmdline", "quiet"], "use kernelParams"),
         (["--api-socket=x", "-v"], "use socket"),
         (["--memory", "shared=on,mergeable=on"], "leave `mergeable=on` out"),
+        (["--memory", "hugepages=on"], "takes hugepages of --memory from hugepageMem; set that"),
         (["--memory=size=1G", "mergeable=on"], "takes size of --memory from mem; set that"),
         (["--memory=shared=on", "mergeable=on"], "leave `mergeable=on` out"),
         (["--no-shutdown", "-v"], "would keep running after the guest has shut down"),
@@ -296,6 +297,8 @@ fn options_of_the_spec_cannot_be_given_to_cloud_hypervisor_again() {
     }
     let twice = refusal(extra("cloudHypervisor", &["--cpus", "max=2", "--cpus", "max=3"]), Hypervisor::CloudHypervisor);
     assert!(twice.contains("accepts --cpus only once, but it is given twice"), "{twice}");
+    let empty = refusal(extra("qemu", &["", ""]), Hypervisor::Qemu);
+    assert_eq!(empty.matches("cannot be given an empty argument").count(), 1, "{empty}");
     // Found by random machines: it failed when everything else had been made.
     for option in ["--debug-console", "--event-monitor", "--log-file", "--log-format", "--rtc", "--tpm"] {
         let given = [option, "path=a", &format!("{option}=path=a")];

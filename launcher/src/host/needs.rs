@@ -115,6 +115,7 @@ impl Problems<'_> {
         }
         self.check_kvm();
         self.check_files(Reader::Hypervisor);
+        self.check_empty_files();
         let launch = self.launch;
         for node in &launch.needs.device_nodes {
             if let Err(error) = OpenOptions::new().read(true).write(true).open(node.path.as_path()) {
@@ -170,6 +171,32 @@ impl Problems<'_> {
         for need in launch.needs.present.iter().filter(|need| need.reader == reader) {
             if !self.is_served(need) {
                 self.check_file(need);
+            }
+        }
+    }
+
+    /// firecracker and crosvm do not load an empty initrd, and kvmtool does not start with an empty disk.
+    fn check_empty_files(&mut self) {
+        let launch = self.launch;
+        let initrd = launch.needs.present.iter().filter(|need| need.option == "initrd");
+        let empty: Vec<_> = match launch.hypervisor {
+            Hypervisor::Firecracker | Hypervisor::Crosvm => {
+                initrd.map(|need| (need.option.clone(), &need.path)).collect()
+            }
+            Hypervisor::Kvmtool => {
+                // The content of a volume with a mount point is checked, too.
+                let is_mounted = |image: &HostPath| {
+                    launch.needs.volumes.iter().any(|volume| volume.image == *image && volume.mount_point.is_some())
+                };
+                let disks = launch.needs.probed_formats.iter().filter(|disk| !is_mounted(&disk.image));
+                disks.map(|disk| (format!("{}.image", disk.option), &disk.image)).collect()
+            }
+            Hypervisor::Qemu | Hypervisor::CloudHypervisor => Vec::new(),
+        };
+        for (option, path) in empty {
+            let path = self.absolute(path);
+            if fs::metadata(path.as_path()).is_ok_and(|found| found.is_file() && found.len() == 0) {
+                self.add(&option, format!("{path} is empty, which {} does not support", launch.hypervisor));
             }
         }
     }

@@ -236,13 +236,17 @@ impl<'spec> LaunchBuilder<'spec> {
 
     /// Refuses the machine. `reason` continues a sentence that starts with the hypervisor's name.
     pub(super) fn refuse(&mut self, option: impl Into<String>, reason: impl Into<String>) {
-        self.refusals.push(Refusal {
+        let refusal = Refusal {
             machine: self.spec.name.clone(),
             option: option.into(),
             hypervisor: self.hypervisor,
             reason: reason.into(),
             supported_by: Vec::new(),
-        });
+        };
+        // Two equal arguments of the user have one problem.
+        if !self.refusals.contains(&refusal) {
+            self.refusals.push(refusal);
+        }
     }
 
     pub(super) fn warn(&mut self, option: &str, text: &str) {

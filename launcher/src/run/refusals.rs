@@ -154,8 +154,10 @@ impl Refusals<'_> {
 
     fn check_program(&self, program: &str) -> io::Result<()> {
         let path = trusted_program(self.launch, program, self.identity)?;
-        if path.is_dir() {
-            return Err(io::ErrorKind::IsADirectory.into());
+        match path.metadata() {
+            Ok(found) if found.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+            Ok(found) if !found.is_file() => return Err(io::ErrorKind::PermissionDenied.into()),
+            _ => {}
         }
         Ok(faccessat(AT_FDCWD, &path, AccessFlags::X_OK, AtFlags::AT_EACCESS)?)
     }

@@ -111,6 +111,10 @@ fn merge_value(builder: &mut LaunchBuilder<'_>, item: &Item, mut merged: Pairs) 
             (Some(_), None) if item.option == "--memory" && key == "shared" && value.as_deref() == Some("off") => {
                 builder.refuse(OPTION, "needs shared memory for the daemons beside it; leave `shared=off` out");
             }
+            // The host's huge pages are checked only with the option: without them, the hypervisor is killed.
+            (None, Some((option, key, instead))) if *key == "hugepages" && value.as_deref() == Some("on") => {
+                builder.refuse(OPTION, format!("takes {key} of {option} from {instead}; set that"));
+            }
             (Some(at), None) if key == "oem_strings" => {
                 let lists = [merged[at].1.clone().unwrap_or_default(), value.unwrap_or_default()];
                 let inside = lists.map(|list| list.trim_matches(['[', ']']).to_owned());
