@@ -307,7 +307,9 @@ impl Start {
         interruption: &Interruption,
     ) -> Result<Self, RunError> {
         let state = runtime.machine(name)?;
-        let lock = state.lock_for_start(working_directory.as_path())?;
+        let lock = state.lock_for_start_unless(working_directory.as_path(), || interruption.check().is_err());
+        interruption.check()?;
+        let lock = lock?;
         // Before anything is made in it: a machine that is deleted in the meantime must not start.
         let held = match lock_directory(working_directory, interruption) {
             Err(RunError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
@@ -508,5 +510,18 @@ mod tests {
         }
         drop(begun);
         assert_eq!(runtime.machine("web").unwrap().activity().unwrap(), crate::state::Activity::Stopped);
+    }
+    #[test]
+    fn a_signal_ends_the_wait_for_a_supervisor_that_still_cleans_up() {
+        let home = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDirectory::at(home.path().join("run"));
+        let state = runtime.machine("web").unwrap();
+        drop(state.lock_for_start(home.path()).unwrap());
+        let _held = Flock::lock(File::open(state.file("lock")).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+        let interruption = Interruption::watch().unwrap();
+        nix::sys::pthread::pthread_kill(nix::sys::pthread::pthread_self(), nix::sys::signal::Signal::SIGTERM).unwrap();
+        let path = HostPath::from(home.path().to_str().unwrap());
+        let begun = Start::begin(&runtime, "web", &path, &interruption);
+        assert!(matches!(begun, Err(RunError::Interrupted(_))), "{begun:?}");
     }
 }
