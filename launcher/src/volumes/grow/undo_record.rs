@@ -10,7 +10,8 @@
 //! header has a SHA-256 hash of itself, the superblock and the table. It is written first in the phase `SAVING`, and again
 //! in the phase `CHANGING` when everything else is on the disk. Only then does resize2fs start.
 //!
-//! A guest can write a record to its volume. Undoing it changes nothing but that volume, which the guest can change anyway.
+//! Root of a guest can write a record to its volume. Undoing it changes nothing but that volume, which it can change anyway.
+//! A record inside the file system can be part of any user's file, so it is ignored.
 
 use crate::interruption::{Interrupted, Interruption};
 use sha2::{Digest, Sha256};
@@ -166,6 +167,11 @@ impl UndoRecord {
         if !is_valid || *header != record.header(end, superblock_then) {
             return Ok(None);
         }
+        // A user of the guest who can write a file can write a block of the file system, but not what is behind it.
+        let found = volume_maker::file_system(image)?.filter(|found| found.fs_type.starts_with("ext"));
+        if !found.and_then(|found| found.size_bytes).is_some_and(|bytes| bytes <= new) {
+            return Ok(None);
+        }
         let superblock_now = superblock(image)?;
         let is_unchanged = UNCHANGED.into_iter().all(|part| superblock_then[part.clone()] == superblock_now[part]);
         Ok(is_unchanged.then_some(record))
@@ -248,12 +254,24 @@ mod tests {
     fn saved(ranges: &[(u64, u64)]) -> (File, Vec<u8>, UndoRecord) {
         let image = tempfile::tempfile().unwrap();
         let mut random = fastrand::Rng::with_seed(1);
-        let before: Vec<u8> = (0..OLD_BYTES).map(|_| random.u8(..)).collect();
+        let mut before: Vec<u8> = (0..OLD_BYTES).map(|_| random.u8(..)).collect();
+        let superblock = &mut before[1024..2048];
+        superblock[0x38..0x3a].copy_from_slice(&[0x53, 0xef]);
+        // Blocks of 1 KiB, and no features.
+        superblock[0x18..0x1c].fill(0);
+        superblock[0x5c..0x68].fill(0);
         image.write_all_at(&before, 0).unwrap();
+        set_blocks(&image, OLD_BYTES / 1024);
+        let before = content(&image);
         let mut record =
             UndoRecord::new(OLD_BYTES..NEW_BYTES, ranges.iter().map(|(start, end)| *start..*end).collect()).unwrap();
         record.save(&image, &Interruption::watch().unwrap()).unwrap();
         (image, before, record)
+    }
+
+    /// Sets the size of the file system, in its superblock.
+    fn set_blocks(image: &File, blocks: u64) {
+        image.write_all_at(&u32::try_from(blocks).unwrap().to_le_bytes(), 1024 + 4).unwrap();
     }
 
     fn content(image: &File) -> Vec<u8> {
@@ -313,7 +331,25 @@ mod tests {
         }
     }
 
-    /// A guest can write a record with a correct hash.
+    #[test]
+    fn a_record_in_a_file_of_a_guests_user_destroyed_the_volume() {
+        let (image, ..) = saved(&[(0, 4096)]);
+        // resize2fs has written the new size.
+        set_blocks(&image, NEW_BYTES / 1024);
+        assert!(UndoRecord::find(&image).unwrap().is_some());
+        // The file system has a block behind the new end, and a file in it can be what looks like a record.
+        set_blocks(&image, NEW_BYTES / 1024 + 1);
+        assert!(UndoRecord::find(&image).unwrap().is_none());
+        // Other file systems never have records. Where ext4 has its superblock, btrfs has zeros.
+        image.write_all_at(&[0; 64 << 10], 0).unwrap();
+        let length = 0..image.metadata().unwrap().len() - BLOCK_BYTES;
+        let record = UndoRecord::new(length, Vec::new()).unwrap();
+        record.write_header(&image).unwrap();
+        assert_eq!(record.place().end, image.metadata().unwrap().len());
+        assert!(UndoRecord::find(&image).unwrap().is_none());
+    }
+
+    /// Root of a guest can write a record with a correct hash.
     #[test]
     fn a_record_whose_ranges_are_not_in_the_old_image_is_not_used() {
         let lists: [&[(u64, u64)]; 5] = [
