@@ -53,7 +53,7 @@ pub fn read_to_end(reader: impl Read) -> io::Result<Vec<u8>> {
     read_up_to(reader, MAX_INPUT_BYTES)
 }
 
-/// Reads everything to its end, if that is not more than `limit` bytes, a multiple of 1 MiB.
+/// Reads everything to its end, if that is not more than `limit` bytes, a multiple of 1 KiB.
 ///
 /// # Errors
 /// Fails if it cannot be read, or is longer.
