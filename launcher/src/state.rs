@@ -45,6 +45,8 @@ const LOCK: &str = "lock";
 const PROCESS: &str = "process.json";
 /// The file that contains the [`StartingMachine`].
 const STARTING: &str = "starting.json";
+/// The file that contains the [`StartingMachine`] of a start that waits for the supervisor of the last run.
+const WAITING: &str = "waiting.json";
 /// The socket of the console, if the spec names none.
 pub(crate) const CONSOLE_SOCKET: &str = "console.sock";
 /// The file that contains the most recent [`Launch`].
@@ -303,7 +305,9 @@ impl MachineState {
 
     /// Returns the paths of all files in which this module records the machine.
     pub fn records(&self) -> impl Iterator<Item = PathBuf> {
-        [LOCK, PROCESS, STARTING, LAUNCH, STAMP, FAILURES, REQUEST, STOP].into_iter().map(|name| self.file(name))
+        [LOCK, PROCESS, STARTING, WAITING, LAUNCH, STAMP, FAILURES, REQUEST, STOP]
+            .into_iter()
+            .map(|name| self.file(name))
     }
 
     /// Locks the machine for a start by this process. Refuses if it runs or another launcher starts it.
@@ -357,7 +361,7 @@ impl MachineState {
                 Err((_, Errno::EWOULDBLOCK)) => None,
                 Err((_, errno)) => return Err(failed(errno.into())),
             };
-            if self.activity()? != Activity::Stopped {
+            if self.activity_of_holder()? != Activity::Stopped {
                 // A machine of the same name in another directory has other files.
                 let is_elsewhere =
                     self.working_directory()?.is_some_and(|other| !is_same_directory(&other, working_directory));
@@ -379,7 +383,11 @@ impl MachineState {
     /// # Errors
     /// Returns [`StateError::Running`], [`StateError::Starting`], or an error of the state files.
     pub fn require_stopped(&self, working_directory: &Path) -> Result<(), StateError> {
-        match self.activity()? {
+        self.refuse(self.activity()?, working_directory)
+    }
+
+    fn refuse(&self, activity: Activity, working_directory: &Path) -> Result<(), StateError> {
+        match activity {
             Activity::Running(running) => {
                 let other = self.last_launch()?.map(|launch| launch.working_directory.as_path().to_owned());
                 let directory = other.filter(|other| !is_same_directory(other, working_directory));
@@ -399,14 +407,18 @@ impl MachineState {
         is_cancelled: impl Fn() -> bool,
     ) -> Result<Flock<File>, StateError> {
         let end = Instant::now() + CLEAN_UP_TIMEOUT;
+        let mut waiting = None;
         loop {
             let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
-            self.require_stopped(working_directory)?;
+            self.refuse(self.activity_of_holder()?, working_directory)?;
             match lock {
                 Ok(lock) => return Ok(lock),
                 Err((again, Errno::EWOULDBLOCK)) if Instant::now() < end && !is_cancelled() => file = again,
                 Err((_, Errno::EWOULDBLOCK)) => return Err(StateError::Starting(self.name.to_string())),
                 Err((_, errno)) => return Err(StateError::File { path: self.file(LOCK), source: errno.into() }),
+            }
+            if waiting.is_none() {
+                waiting = Some(WaitingStart::record(self, working_directory)?);
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -417,23 +429,28 @@ impl MachineState {
     /// # Errors
     /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn activity(&self) -> Result<Activity, StateError> {
+        let activity = self.activity_of_holder()?;
+        if activity != Activity::Stopped {
+            return Ok(activity);
+        }
+        let waiting: Option<(StartingMachine, Uid)> = self.read(WAITING)?;
+        let waiting = waiting.filter(|(machine, writer)| is_of(&machine.launcher, *writer));
+        Ok(waiting.map_or(Activity::Stopped, |(machine, _)| Activity::Starting(machine)))
+    }
+
+    /// As [`Self::activity`], but a start that still waits for the lock does not count.
+    fn activity_of_holder(&self) -> Result<Activity, StateError> {
         // In this order, because the record of the start is removed only after the record of the hypervisor is written.
         let starting: Option<(StartingMachine, Uid)> = self.read(STARTING)?;
         let running: Option<(RunningMachine, Uid)> = self.read(PROCESS)?;
-        // A machine's user must not make root signal another user's process.
-        let is_writers = |process: &ProcessIdentity, writer: Uid| {
-            writer.is_root() || process.user().is_ok_and(|user| user == writer)
-        };
         if let Some((machine, writer)) = running
-            && machine.hypervisor.is_alive()
-            && is_writers(&machine.hypervisor, writer)
-            && machine.supervisor.is_none_or(|supervisor| !supervisor.is_alive() || is_writers(&supervisor, writer))
+            && is_of(&machine.hypervisor, writer)
+            && machine.supervisor.is_none_or(|supervisor| !supervisor.is_alive() || is_of(&supervisor, writer))
         {
             return Ok(Activity::Running(machine));
         }
         if let Some((machine, writer)) = starting
-            && machine.launcher.is_alive()
-            && is_writers(&machine.launcher, writer)
+            && is_of(&machine.launcher, writer)
         {
             return Ok(Activity::Starting(machine));
         }
@@ -465,7 +482,7 @@ impl MachineState {
     /// # Errors
     /// Returns [`StateError::File`] or [`StateError::Unreadable`].
     pub fn left_over_interfaces(&self) -> Result<Vec<CreatedInterface>, StateError> {
-        if self.activity()? != Activity::Stopped {
+        if self.activity_of_holder()? != Activity::Stopped {
             return Ok(Vec::new());
         }
         let starting: Option<(StartingMachine, Uid)> = self.read(STARTING)?;
@@ -591,6 +608,31 @@ impl MachineState {
         });
         written.map_err(|source| StateError::File { path, source })
     }
+}
+
+/// A start that waits for the lock, so that `stop` finds it. Its record is removed when this is dropped.
+struct WaitingStart<'a>(&'a MachineState);
+
+impl<'a> WaitingStart<'a> {
+    fn record(state: &'a MachineState, working_directory: &Path) -> Result<Self, StateError> {
+        let failed = |source| StateError::File { path: state.directory.clone(), source };
+        let launcher = ProcessIdentity::current().map_err(failed)?;
+        let working_directory = working_directory.to_owned();
+        state.write(WAITING, &StartingMachine { launcher, working_directory, interfaces: Vec::new() })?;
+        Ok(Self(state))
+    }
+}
+
+impl Drop for WaitingStart<'_> {
+    fn drop(&mut self) {
+        self.0.remove(WAITING);
+    }
+}
+
+/// Whether a process is alive, and the writer of the record that names it may signal it: a machine's user must not make
+/// root signal another user's process.
+fn is_of(process: &ProcessIdentity, writer: Uid) -> bool {
+    process.is_alive() && (writer.is_root() || process.user().is_ok_and(|user| user == writer))
 }
 
 /// Returns the error of a JSON parser for a record that another user may have written.

@@ -2,7 +2,7 @@
 //! in its runtime directory. They name sockets, directories and processes, so root must not act on them with its own
 //! privileges: it would send requests to other machines, or remove other users' files.
 
-use super::{LAUNCH, MachineState, PROCESS, ProcessIdentity, RunningMachine, STARTING, StateError};
+use super::{LAUNCH, MachineState, PROCESS, ProcessIdentity, RunningMachine, STARTING, StateError, WAITING};
 use nix::unistd::{Gid, Uid, User, geteuid};
 use program::place::{Directory, Place};
 use program::user::Identity;
@@ -26,7 +26,7 @@ impl MachineState {
         };
         // The owner of the directory can replace all files in it.
         let mut owners = vec![directory.owner().map_err(failed)?];
-        for name in [PROCESS, STARTING, LAUNCH] {
+        for name in [PROCESS, STARTING, WAITING, LAUNCH] {
             let record = Place::nofollow(&self.file(name)).and_then(|place| place.stat()).map_err(failed)?;
             owners.extend(record.map(|record| Uid::from_raw(record.st_uid)));
         }

@@ -1,4 +1,5 @@
 use super::*;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) fn running(hypervisor: ProcessIdentity) -> RunningMachine {
     RunningMachine {
@@ -22,6 +23,40 @@ fn a_machine_starts_once() {
     assert!(matches!(machine.lock_for_start(Path::new("/var/lib/web")), Err(StateError::Running { .. })));
     machine.clear_running();
     machine.lock_for_start(Path::new("/var/lib/web")).unwrap();
+}
+
+#[test]
+fn a_start_that_waited_for_the_last_supervisor_was_invisible_to_stop() {
+    let directory = tempfile::tempdir().unwrap();
+    let machine = RuntimeDirectory::at(directory.path()).machine("web").unwrap();
+    let path = Path::new("/var/lib/web");
+    drop(machine.lock_for_start(path).unwrap());
+    let open = || File::options().read(true).write(true).open(machine.file(LOCK)).unwrap();
+    let held = Flock::lock(open(), FlockArg::LockExclusiveNonblock).unwrap();
+    let is_cancelled = AtomicBool::new(false);
+    let wait_until = |activity: &dyn Fn(&Activity) -> bool| {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !activity(&machine.activity().unwrap()) {
+            assert!(Instant::now() < end);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    std::thread::scope(|scope| {
+        let start = scope.spawn(|| machine.lock_for_start_unless(path, || is_cancelled.load(Ordering::Relaxed)));
+        wait_until(&|activity| matches!(activity, Activity::Starting(start) if start.working_directory == path));
+        // Neither a second start nor what the supervisor does meanwhile is affected.
+        assert!(matches!(machine.require_stopped(path), Err(StateError::Starting(_))));
+        assert_eq!(machine.activity_of_holder().unwrap(), Activity::Stopped);
+        is_cancelled.store(true, Ordering::Relaxed);
+        assert!(start.join().unwrap().is_err());
+        assert_eq!(machine.activity().unwrap(), Activity::Stopped);
+
+        let start = scope.spawn(|| machine.lock_for_start(path).map(drop));
+        wait_until(&|activity| *activity != Activity::Stopped);
+        drop(held);
+        start.join().unwrap().unwrap();
+    });
+    assert!(!machine.file(WAITING).exists());
 }
 
 #[test]

@@ -5,9 +5,11 @@ use crate::lifecycle::waiting_machine;
 use crate::machine::{Running, TIMEOUT, TestMachine, use_program, write_disk};
 use crate::probe::{ProbeReport, probe_guest};
 use launcher::spec::Hypervisor;
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::{Value, json};
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -83,6 +85,30 @@ fn a_stop_with_a_timeout_of_zero_leaves_no_step_of_the_start_and_a_second_one_su
     assert!(!is_alive(&step) && !machine.path("started").exists());
     let again = machine.output(&["stop", "web"]);
     assert_eq!((again.status.code(), messages(&again).as_str()), (Some(0), "web is not running\n"));
+}
+
+#[test]
+fn a_stop_while_a_start_waited_for_the_supervisor_of_the_last_run_was_lost() {
+    let Some(machine) = scripted_machine("echo the hypervisor runs > started", json!({})) else { return };
+    let records = machine.path("run/web");
+    fs::create_dir_all(&records).unwrap();
+    for directory in [machine.path("run"), records.clone()] {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    // As a supervisor that still cleans up.
+    let lock = Flock::lock(File::create(records.join("lock")).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+    let mut running = machine.start(&["--supervise"]);
+    let starting = format!("starting, by process {}\n", running.child.id());
+    wait_until("the start waits", || status_of(&machine, "web").ends_with(&starting));
+    let stop = machine.output(&["stop", "web"]);
+    assert_eq!(
+        (stop.status.code(), messages(&stop).as_str()),
+        (Some(0), "web was starting; its start was cancelled\n")
+    );
+    assert_eq!(running.end().code(), Some(130), "{}", running.messages());
+    drop(lock);
+    assert!(!machine.path("started").exists(), "the hypervisor was started");
+    assert!(status_of(&machine, "web").ends_with("stopped\n"));
 }
 
 #[test]

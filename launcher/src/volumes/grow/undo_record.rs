@@ -169,7 +169,7 @@ impl UndoRecord {
         }
         // A user of the guest who can write a file can write a block of the file system, but not what is behind it.
         let found = volume_maker::file_system(image)?.filter(|found| found.fs_type.starts_with("ext"));
-        if !found.and_then(|found| found.size_bytes).is_some_and(|bytes| bytes <= new) {
+        if found.and_then(|found| found.size_bytes).is_none_or(|bytes| bytes > new) {
             return Ok(None);
         }
         let superblock_now = superblock(image)?;
